@@ -1,0 +1,1 @@
+"""Bayesian inversion with learned generative priors."""

@@ -1,0 +1,31 @@
+"""Guards: a test that leaves global state changed fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def global_state_is_untouched() -> Iterator[None]:
+    """The package may read none of the process's global state and change none of it."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch_rng, numpy_rng = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    options, params = np.get_printoptions(), dict(pyro.get_param_store())
+    yield
+    assert torch.get_default_dtype() is dtype, "the default dtype was changed"
+    assert torch.get_num_threads() == threads, "the number of threads was changed"
+    assert torch.equal(torch.get_rng_state(), torch_rng), "torch's global RNG was disturbed"
+    assert np.array_equal(np.random.get_state()[1], numpy_rng), "numpy's global RNG was disturbed"  # type: ignore[index]
+    assert np.get_printoptions() == options, "numpy's print options were changed"
+    assert dict(pyro.get_param_store()) == params, "Pyro's parameter store was changed"
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A fresh, seeded generator."""
+    return torch.Generator().manual_seed(0)
