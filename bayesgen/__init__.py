@@ -1,1 +1,13 @@
-"""Bayesian inversion with learned generative priors."""
+"""Bayesian inversion with learned generative priors.
+
+Write the inverse problem as a Pyro model, call `infer`, get draws, uncertainty maps and a verdict.
+"""
+
+from __future__ import annotations
+
+from bayesgen import inference
+from bayesgen.infer import infer
+from bayesgen.log_density import LogDensity
+from bayesgen.posterior import Posterior
+
+__all__ = ["LogDensity", "Posterior", "infer", "inference"]

@@ -34,6 +34,10 @@ class ModelError(BayesgenError, ValueError):
     """A probabilistic model cannot be used for inference."""
 
 
+class ResultError(BayesgenError, ValueError):
+    """A result cannot answer the question it was asked."""
+
+
 class FileFormatError(BayesgenError, ValueError):
     """A file is truncated, damaged, or of another kind or architecture."""
 

@@ -1,0 +1,53 @@
+"""Inference methods: settings of algorithms from the literature, batched over chains."""
+
+from __future__ import annotations
+
+if __name__ != "bayesgen.inference":
+    raise ImportError("import bayesgen.inference, not the top-level link to its folder")
+
+from bayesgen.errors import OptionError, unknown_option
+from bayesgen.inference.base import Method, Optimiser, Sampler
+from bayesgen.inference.hmc import HMC
+from bayesgen.inference.mala import MALA
+from bayesgen.inference.map import MAP
+from bayesgen.inference.runner import Run, Step, run_optimiser, run_sampler
+
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (MAP, MALA, HMC)}
+
+
+def as_method(method: str | Method, argument: str = "method") -> Method:
+    """The method of that name with its default settings, or the method itself.
+
+    Raises
+    ------
+    OptionError
+        If the name is unknown; the message lists those that exist.
+
+    Examples
+    --------
+    >>> as_method("mala")
+    MALA(target_acceptance=0.574, step_size=None, adapt_mass=True)
+    """
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, type) and issubclass(method, Method):
+        return method()
+    if method not in METHODS:
+        raise OptionError(unknown_option(argument, str(method), METHODS))
+    return METHODS[method]()
+
+
+__all__ = [
+    "HMC",
+    "MALA",
+    "MAP",
+    "METHODS",
+    "Method",
+    "Optimiser",
+    "Run",
+    "Sampler",
+    "Step",
+    "as_method",
+    "run_optimiser",
+    "run_sampler",
+]

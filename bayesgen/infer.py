@@ -1,0 +1,213 @@
+"""The one call that turns a model and data into a posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bayesgen.errors import OptionError, ShapeError, unknown_option
+from bayesgen.inference import (
+    Method,
+    Optimiser,
+    Run,
+    Sampler,
+    as_method,
+    run_optimiser,
+    run_sampler,
+)
+from bayesgen.inference.base import check_count
+from bayesgen.log_density import LogDensity
+from bayesgen.model_sites import Model
+from bayesgen.posterior import Posterior
+from bayesgen.progress import progress_monitor
+from bayesgen.provenance import provenance
+from bayesgen.types import strict_options
+
+Start = str | Method | dict[str, Tensor] | Posterior
+
+
+@strict_options
+def infer(
+    model: Model,
+    *args: Any,
+    method: str | Method = "hmc",
+    chains: int = 4,
+    draws: int | None = None,
+    warmup: int | None = None,
+    thin: int = 1,
+    start: Start = "prior",
+    seed: int = 0,
+    batched: bool = False,
+    progress: bool = True,
+) -> Posterior:
+    """Posterior of a Pyro model's latent sites given its observed ones.
+
+    Parameters
+    ----------
+    model
+        A Python function with ``pyro.sample`` statements. Sites with ``obs=`` are data.
+    *args
+        Arguments of the model, the data among them.
+    method
+        ``"hmc"``, ``"mala"``, ``"map"``, or an instance with settings such as
+        ``bayesgen.inference.HMC(target_acceptance=0.9)``.
+    chains
+        Markov chains, or restarts of an optimiser; all run as one batch. Four (the default) are
+        the fewest from which R-hat can be judged; more cost less than proportionally.
+    draws, warmup
+        Draws kept from each chain, and iterations spent on adaptation before them (500 each by
+        default). An optimiser returns one draw a restart and takes neither.
+    thin
+        Keep every ``thin``-th step.
+    start
+        Where chains begin: ``"prior"`` (draws from the prior), ``"map"`` or a ``MAP(...)``
+        instance (optima found from at least eight prior draws, one drawn for each chain with
+        probability proportional to its density), a dictionary from latent site to value
+        (``site.shape``, or with a leading axis of chains), or a `Posterior` (its last draws).
+    seed
+        Seed of all randomness. The global random state is neither read nor changed.
+    batched
+        If true, the leading axis of every tensor in ``args`` counts independent problems, which
+        run together; results get a leading axis of problems. What all problems share belongs in
+        the model's closure.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Posterior
+        Draws, image statistics, diagnostics and provenance. After Ctrl-C it holds what was drawn
+        until then, and says so.
+
+    Raises
+    ------
+    ModelError, ShapeError, DtypeError, DataError
+        If the model or its data cannot be used; the message names the argument or the line.
+    OptionError, UnknownOptionError
+        If a setting has a value that is not allowed, or does not exist.
+
+    Examples
+    --------
+    >>> import pyro, torch
+    >>> import pyro.distributions as dist
+    >>> def model(y):
+    ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+    >>> posterior = infer(model, torch.tensor(1.0), draws=2000, progress=False)
+    >>> abs(float(posterior.mean("z")) - 0.8) < 0.05  # exact: 1 / (1 + 0.25)
+    True
+    """
+    method = as_method(method)
+    draws, warmup = _check_budget(method, chains, draws, warmup, thin)
+    rng = _generator(seed)
+    log_density = LogDensity(model, *args, batched=batched)
+    position = _start(start, log_density, chains, rng)
+    with progress_monitor(method, chains, log_density.num_problems, show=progress) as monitor:
+        if isinstance(method, Optimiser):
+            run = run_optimiser(method, log_density, position, rng, monitor=monitor)
+        else:
+            assert isinstance(method, Sampler)
+            run = run_sampler(
+                method,
+                log_density,
+                position,
+                rng,
+                draws=draws,
+                warmup=warmup,
+                thin=thin,
+                monitor=monitor,
+            )
+    return _posterior(method, log_density, run, seed=seed, start=start, thin=thin)
+
+
+def _check_budget(
+    method: Method, chains: int, draws: int | None, warmup: int | None, thin: int
+) -> tuple[int, int]:
+    check_count("chains", chains)
+    check_count("thin", thin)
+    if isinstance(method, Optimiser):
+        for name, value in (("draws", draws), ("warmup", warmup)):
+            if value is not None:
+                raise OptionError(
+                    f"{name}: got {value} for method {method.name!r}, which returns one draw a "
+                    "restart; leave it out, and set the number of restarts by chains"
+                )
+        return 1, 0
+    draws = 500 if draws is None else draws
+    warmup = 500 if warmup is None else warmup
+    check_count("draws", draws)
+    check_count("warmup", warmup, minimum=0)
+    return draws, warmup
+
+
+def _generator(seed: int) -> torch.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise OptionError(f"seed: got {seed!r}; expected an integer")
+    return torch.Generator().manual_seed(seed)
+
+
+def _start(start: Start, log_density: LogDensity, chains: int, rng: torch.Generator) -> Tensor:
+    """Starting points ``(*problems, chains, num_dims)``."""
+    if isinstance(start, Posterior):
+        start = start.last_draws()
+    if isinstance(start, dict):
+        return _user_start(start, log_density, chains)
+    if start == "prior":
+        return log_density.prior_draws(chains, rng)
+    if isinstance(start, str) and start != "map":
+        raise OptionError(unknown_option("start", start, ["prior", "map"]))
+    method = as_method(start, "start")
+    if not isinstance(method, Optimiser):
+        raise OptionError(f"start: got {method!r}; expected an optimiser such as MAP()")
+    return _optimal_start(method, log_density, chains, rng)
+
+
+def _optimal_start(
+    method: Optimiser, log_density: LogDensity, chains: int, rng: torch.Generator
+) -> Tensor:
+    restarts = log_density.prior_draws(max(chains, 8), rng)
+    run = run_optimiser(method, log_density, restarts, rng)
+    optima = run.position[..., 0, :]
+    weights = torch.softmax(run.log_prob[..., 0].double(), dim=-1)
+    flat = weights.reshape(-1, weights.shape[-1]).cpu()
+    chosen = torch.multinomial(flat, chains, replacement=True, generator=rng)
+    chosen = chosen.reshape(*weights.shape[:-1], chains).to(optima.device)
+    return torch.take_along_dim(optima, chosen[..., None], dim=-2)
+
+
+def _user_start(start: dict[str, Tensor], log_density: LogDensity, chains: int) -> Tensor:
+    problems = () if log_density.num_problems is None else (log_density.num_problems,)
+    lead = (*problems, chains)
+    values = {}
+    for name, site in log_density.sites.latent.items():
+        if name not in start:
+            raise OptionError(
+                f"start: has sites {sorted(start)}; expected {sorted(log_density.sites.latent)}"
+            )
+        value = torch.as_tensor(start[name], dtype=log_density.dtype, device=log_density.device)
+        if value.shape not in (site.shape, (*lead, *site.shape)):
+            raise ShapeError(
+                f"start[{name!r}]: has shape {tuple(value.shape)}; expected {tuple(site.shape)} "
+                f"or {(*lead, *site.shape)} (leading axes: {'problems, ' if problems else ''}"
+                "chains)"
+            )
+        values[name] = value.expand(*lead, *site.shape)
+    unknown = sorted(set(start) - set(values))
+    if unknown:
+        raise OptionError(f"start: unknown sites {unknown}; expected {sorted(values)}")
+    return log_density.unconstrain(values)
+
+
+def _posterior(
+    method: Method, log_density: LogDensity, run: Run, *, seed: int, start: Start, thin: int
+) -> Posterior:
+    how = start if isinstance(start, str) else type(start).__name__
+    return Posterior(
+        latent=log_density.constrain(run.position),
+        log_prob=run.log_prob,
+        stats=run.stats,
+        log_density=log_density,
+        attributes=provenance(method, log_density, run, seed=seed, start=how, thin=thin),
+    )

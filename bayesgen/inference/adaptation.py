@@ -1,0 +1,123 @@
+"""Warm-up: dual averaging of the step size, pooled estimate of the scales, and their schedule.
+
+All quantities carry leading axes for independent problems and keep the chain axis with length one,
+so that they broadcast against positions of shape ``(*problems, chains, num_dims)``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class DualAveraging(NamedTuple):
+    """State of the step-size search of Nesterov (2009) as used by Hoffman and Gelman (2014).
+
+    Attributes
+    ----------
+    log_step
+        Logarithm of the step size to use next.
+    log_average
+        Weighted average of it, the step size to keep when warm-up ends.
+    error
+        Running mean of (target - acceptance).
+    centre
+        Value towards which ``log_step`` is drawn.
+    count
+        Number of updates so far.
+    """
+
+    log_step: Tensor
+    log_average: Tensor
+    error: Tensor
+    centre: Tensor
+    count: int
+
+    @classmethod
+    def start(cls, step: Tensor) -> DualAveraging:
+        """Begin at ``step``, drawn towards ten times its size (larger steps are cheaper)."""
+        log_step = step.log()
+        zero = torch.zeros_like(log_step)
+        return cls(log_step, zero, zero, log_step + 2.302585092994046, 0)
+
+    def update(self, acceptance: Tensor, target: float) -> DualAveraging:
+        """Hoffman and Gelman (2014), equation 6, with gamma 0.05, t0 10, kappa 0.75."""
+        count = self.count + 1
+        weight = 1.0 / (count + 10.0)
+        error = (1.0 - weight) * self.error + weight * (target - acceptance)
+        log_step = self.centre - error * count**0.5 / 0.05
+        decay = count**-0.75
+        log_average = decay * log_step + (1.0 - decay) * self.log_average
+        return DualAveraging(log_step, log_average, error, self.centre, count)
+
+
+class PooledVariance(NamedTuple):
+    """Running variance over chains and iterations together (Chan et al. 1979).
+
+    Attributes
+    ----------
+    count
+        Number of points seen.
+    mean
+        Their mean, ``(*problems, 1, num_dims)``.
+    sum_of_squares
+        Sum of squared deviations from the mean.
+    """
+
+    count: int
+    mean: Tensor
+    sum_of_squares: Tensor
+
+    @classmethod
+    def start(cls, position: Tensor) -> PooledVariance:
+        """Nothing seen yet."""
+        zero = torch.zeros_like(position[..., :1, :])
+        return cls(0, zero, zero)
+
+    def update(self, position: Tensor) -> PooledVariance:
+        """Add one point from every chain."""
+        chains = position.shape[-2]
+        mean = position.mean(-2, keepdim=True)
+        squares = (position - mean).square().sum(-2, keepdim=True)
+        count = self.count + chains
+        shift = mean - self.mean
+        return PooledVariance(
+            count,
+            self.mean + shift * (chains / count),
+            self.sum_of_squares + squares + shift.square() * (self.count * chains / count),
+        )
+
+    def estimate(self) -> Tensor:
+        """Variance, shrunk a little towards 1e-3 so that a short window cannot give zero."""
+        n = self.count
+        variance = self.sum_of_squares / max(n - 1, 1)
+        return variance * (n / (n + 5.0)) + 1e-3 * (5.0 / (n + 5.0))
+
+
+def slow_window_ends(warmup: int) -> list[int]:
+    """Iterations after which the scales are re-estimated (the schedule of Stan).
+
+    The first 15 % find the typical set, the last 10 % settle the step size; in between, windows
+    double in length, each starting its estimate afresh.
+
+    Examples
+    --------
+    >>> slow_window_ends(500)
+    [99, 149, 249, 449]
+    >>> slow_window_ends(10)
+    []
+    """
+    if warmup < 20:
+        return []
+    first, last = min(75, int(0.15 * warmup)), min(50, int(0.1 * warmup))
+    ends, begin, length = [], first, 25
+    while begin < warmup - last:
+        end = begin + length
+        # The final window takes what is left, rather than leaving a short one behind.
+        if end + 2 * length > warmup - last:
+            end = warmup - last
+        ends.append(end - 1)
+        begin, length = end, 2 * length
+    return ends

@@ -1,0 +1,104 @@
+"""What every inference method is: settings, and a kernel ``init``/``step``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from bayesgen.errors import OptionError
+from bayesgen.types import Density, check_options
+
+
+class State(Protocol):
+    """Where a kernel is. Concrete states are named tuples with these and their own fields.
+
+    ``position`` has shape ``(*problems, chains, num_dims)`` and ``log_prob`` ``(*problems,
+    chains)``. Chains of one problem may share what they learn; problems never do.
+    """
+
+    @property
+    def position(self) -> Tensor: ...
+
+    @property
+    def log_prob(self) -> Tensor: ...
+
+
+class Method:
+    """Settings of one algorithm; subclasses are frozen dataclasses.
+
+    To write one:
+
+    - derive from `Sampler` or `Optimiser`, decorate with ``@dataclass(frozen=True)``, give every
+      field a default and check the fields in ``__post_init__``;
+    - ``init(log_density, position)`` returns the first state, a named tuple with at least
+      ``position`` and ``log_prob``;
+    - ``step(log_density, state, rng)`` returns the next state and a named tuple of tensors
+      ``(*problems, chains)`` that is stored with the draw; it changes neither its arguments nor
+      ``self`` and draws random numbers from ``rng`` only;
+    - treat all leading axes of ``position`` but the last (chains) as independent problems;
+    - add it to ``METHODS`` in ``bayesgen/inference/__init__.py`` and to the table in
+      ``tests/inference/methods.py``, which runs every method through the same checks.
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse options that do not exist, listing those that do."""
+        check_options(cls.__name__, cls.__init__, kwargs)
+        return super().__new__(cls)
+
+    def init(self, log_density: Density, position: Tensor) -> Any:
+        """First state at ``position``."""
+        raise NotImplementedError
+
+    def step(self, log_density: Density, state: Any, rng: torch.Generator) -> tuple[Any, Any]:
+        """One transition of every chain."""
+        raise NotImplementedError
+
+
+class Sampler(Method):
+    """A method whose steps are draws from the posterior once it has warmed up.
+
+    Attributes
+    ----------
+    exact
+        Whether the chain's stationary distribution is the posterior itself; unadjusted methods
+        are biased and their results say so.
+    """
+
+    exact: ClassVar[bool] = True
+
+    def adapt(self, state: Any, info: Any, iteration: int, warmup: int) -> Any:
+        """Learn from step ``iteration`` of ``warmup``; called during warm-up only."""
+        raise NotImplementedError
+
+
+class Optimiser(Method):
+    """A method whose steps climb to a maximum of the posterior density."""
+
+    max_iterations: int
+
+    def finished(self, state: Any) -> bool:
+        """Whether every chain has stopped."""
+        raise NotImplementedError
+
+    def describe(self, state: Any) -> Any:
+        """Named tuple of tensors ``(*problems, chains)`` that says how each chain ended."""
+        raise NotImplementedError
+
+
+def check_positive(name: str, value: float | None, *, allow_none: bool = False) -> None:
+    """Refuse a setting that is not a positive finite number."""
+    if value is None and allow_none:
+        return
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise OptionError(f"{name}: got {value!r}; expected a positive finite number")
+
+
+def check_count(name: str, value: int, *, minimum: int = 1) -> None:
+    """Refuse a count that is not an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise OptionError(f"{name}: got {value!r}; expected an integer of at least {minimum}")

@@ -1,0 +1,356 @@
+"""Read a Pyro model once: which sites it has, and whether it and its data fit together.
+
+Everything a user can get wrong in a model or its arguments is found here, before any sampling, and
+reported with the argument or the line of the model that is at fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import linecache
+import math
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.ops.provenance import detach_provenance
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+from torch.utils import _pytree as pytree
+
+from bayesgen.errors import BayesgenError, DataError, DtypeError, ModelError, ShapeError
+
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One latent site of a model and its place in the unconstrained vector.
+
+    Attributes
+    ----------
+    name
+        Name of the ``pyro.sample`` statement.
+    shape
+        Shape of its value, plates included.
+    unconstrained_shape
+        Shape after the map to the whole of R^k (a simplex of K weights has K - 1 coordinates).
+    start, stop
+        Its block of the flat vector is ``v[..., start:stop]``.
+    transform
+        Map from the unconstrained space to the site's support.
+    prior
+        The site's distribution, as seen in one run of the model.
+    """
+
+    name: str
+    shape: torch.Size
+    unconstrained_shape: torch.Size
+    start: int
+    stop: int
+    transform: Transform
+    prior: Any
+
+    def take(self, v: Tensor) -> Tensor:
+        """The site's block of ``v`` with shape ``(*batch, *unconstrained_shape)``."""
+        return v[..., self.start : self.stop].reshape(*v.shape[:-1], *self.unconstrained_shape)
+
+
+@dataclass(frozen=True)
+class ModelSites:
+    """What one run of a model reveals.
+
+    Attributes
+    ----------
+    latent
+        Latent sites in the order of the model.
+    observed
+        Values of the observed sites.
+    deterministic
+        Shapes of the ``pyro.deterministic`` sites.
+    prior_is_static
+        Whether no latent site's prior depends on another latent site.
+    """
+
+    latent: dict[str, Site]
+    observed: dict[str, Tensor]
+    deterministic: dict[str, torch.Size]
+    prior_is_static: bool
+
+    @property
+    def num_dims(self) -> int:
+        """Length of the unconstrained vector."""
+        return sum(site.stop - site.start for site in self.latent.values())
+
+
+def read_model(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelSites:
+    """Run ``model`` twice on prior draws and describe its sites.
+
+    Raises
+    ------
+    ModelError
+        If the model fails, has no latent or no observed site, or has a latent site that no
+        gradient-based method can move (discrete, subsampled, or with a support that depends on
+        other latent sites).
+    ShapeError, DtypeError, DataError
+        If an argument or an observed value does not fit the model.
+    """
+    _check_arguments(model, args, kwargs)
+    traces = [_prior_trace(model, args, kwargs, seed) for seed in (0, 1)]
+    nodes = [dict(_sample_nodes(trace)) for trace in traces]
+    if list(nodes[0]) != list(nodes[1]):
+        changed = sorted(set(nodes[0]) ^ set(nodes[1]))
+        raise ModelError(
+            f"model: sites {changed} appear in some runs only; bayesgen needs the same sites in "
+            "every run. Remove the control flow that depends on sampled values."
+        )
+    latent = _latent_sites(nodes[0])
+    observed = {n: s["value"] for n, s in nodes[0].items() if _is_data(s)}
+    has_factor = any(isinstance(site["fn"], dist.Unit) for site in nodes[0].values())
+    if not latent:
+        raise ModelError(
+            "model: no latent site found. Expected at least one pyro.sample statement without "
+            '`obs`, such as `z = pyro.sample("z", generator.prior())`.'
+        )
+    if not observed and not has_factor:
+        raise ModelError(
+            "model: no observed site found, so there is nothing to infer from. Expected a "
+            "pyro.sample statement with `obs=` (was the data passed on to infer?) or a "
+            f"pyro.factor. Latent sites: {list(latent)}."
+        )
+    names = argument_names(model, args, kwargs)
+    for name in observed:
+        _check_observed(name, nodes[0][name], names)
+    return ModelSites(
+        latent=latent,
+        observed=observed,
+        deterministic={
+            n: s["value"].shape for n, s in nodes[0].items() if s["infer"].get("_deterministic")
+        },
+        prior_is_static=_supports_agree(latent, *nodes) and _priors_agree(latent, *nodes),
+    )
+
+
+@contextlib.contextmanager
+def isolated(seed: int | None = None) -> Iterator[None]:
+    """Run Pyro code without touching the global RNG or the parameter store."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def blame(model: Model, error: BaseException) -> str:
+    """The statement of the user's code, closest to the failure, that led to ``error``."""
+    libraries = tuple(
+        os.path.dirname(os.path.abspath(module.__file__ or "")) + os.sep
+        for module in (torch, pyro, inspect.getmodule(read_model))
+        if module is not None
+    )
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not os.path.abspath(frame.filename).startswith(libraries)
+        and not frame.filename.startswith("<")
+        and os.sep + "contextlib.py" not in frame.filename
+    ]
+    if not frames:
+        return f"in {getattr(model, '__name__', type(model).__name__)}()"
+    frame = frames[-1]
+    line = linecache.getline(frame.filename, frame.lineno or 0).strip()
+    return f"in {frame.name}(), line {frame.lineno}, `{line or '?'}`"
+
+
+def log_prob_of_sites(trace: poutine.Trace) -> Iterator[tuple[str, Tensor]]:
+    """Name and summed log density of every site of ``trace`` that has one."""
+    for name, site in _sample_nodes(trace):
+        if site["infer"].get("_deterministic"):
+            continue
+        log_prob = site["fn"].log_prob(site["value"])
+        yield name, _scaled(log_prob, site).sum()
+
+
+def elementwise_log_prob(site: dict[str, Any]) -> Tensor:
+    """Log density of every single number observed at a site, where they are independent."""
+    fn = site["fn"]
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return _scaled(fn.log_prob(site["value"]), site)
+
+
+def argument_names(
+    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[str, Tensor]]:
+    """Every tensor among the model's arguments with the name of its parameter."""
+    try:
+        bound: dict[str, Any] = dict(inspect.signature(model).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise ModelError(
+            f"model: its arguments do not fit its signature: {error}. "
+            f"infer passed {len(args)} positional and {sorted(kwargs)} named arguments."
+        ) from error
+    return [
+        (name, leaf)
+        for name, value in bound.items()
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor)
+    ]
+
+
+def _scaled(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
+    scale, mask = site["scale"], site["mask"]
+    if mask is not None and mask is not True:
+        log_prob = log_prob.masked_fill(~torch.as_tensor(mask, device=log_prob.device), 0.0)
+    return log_prob if isinstance(scale, float) and scale == 1.0 else log_prob * scale
+
+
+def _sample_nodes(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
+            yield name, site
+
+
+def _is_data(site: dict[str, Any]) -> bool:
+    return (
+        site["is_observed"]
+        and not site["infer"].get("_deterministic")
+        and not isinstance(site["fn"], dist.Unit)
+    )
+
+
+def _check_arguments(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not callable(model):
+        raise ModelError(f"model: expected a function with pyro.sample statements, got {model!r}")
+    for name, tensor in argument_names(model, args, kwargs):
+        check_finite(f"argument {name!r}", tensor)
+
+
+def check_finite(what: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinity, saying how many there are and where the first one is."""
+    bad = ~torch.isfinite(tensor)
+    if bad.any():
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        raise DataError(
+            f"{what}: {int(bad.sum())} of {tensor.numel()} values are NaN or infinite, the first "
+            f"at index {where}. Expected finite values; leave missing measurements out of the "
+            "operator's range instead of marking them."
+        )
+
+
+def _prior_trace(
+    model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int
+) -> poutine.Trace:
+    try:
+        # Validation is on for this run only: it finds a scale <= 0 and its like.
+        with isolated(seed), pyro.validation_enabled(True), torch.no_grad():
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+    except BayesgenError as error:
+        raise type(error)(f"{blame(model, error)}: {error}") from error
+    except Exception as error:
+        raise ModelError(
+            f"model failed {blame(model, error)}: {type(error).__name__}: {error}"
+        ) from error
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample":
+            continue
+        fn = site["fn"]
+        if isinstance(fn, _Subsample) and fn.subsample_size not in (None, fn.size):
+            raise ModelError(
+                f"plate {name!r}: takes {fn.subsample_size} of {fn.size} at random. A posterior "
+                "needs all of the data: remove subsample_size."
+            )
+        site["value"] = detach_provenance(site["value"])
+    return trace
+
+
+def _latent_sites(nodes: dict[str, dict[str, Any]]) -> dict[str, Site]:
+    sites: dict[str, Site] = {}
+    start = 0
+    for name, node in nodes.items():
+        if node["is_observed"]:
+            continue
+        if node["fn"].support.is_discrete:
+            raise ModelError(
+                f"site {name!r}: {node['fn']} is discrete, and gradients cannot move it. Sum it "
+                "out (pyro.distributions.MixtureSameFamily does for mixtures) or use a "
+                "continuous relaxation."
+            )
+        transform = biject_to(node["fn"].support)
+        value: Tensor = node["value"]
+        unconstrained = transform.inv(value)
+        stop = start + unconstrained.numel()
+        sites[name] = Site(
+            name, value.shape, unconstrained.shape, start, stop, transform, node["fn"]
+        )
+        start = stop
+    kinds = {(n["value"].dtype, n["value"].device) for m, n in nodes.items() if m in sites}
+    if len(kinds) > 1:
+        raise DtypeError(
+            f"model: latent sites of different dtypes or devices: {sorted(map(str, kinds))}. "
+            "Expected one: make all priors with the same dtype and device."
+        )
+    return sites
+
+
+def _check_observed(name: str, site: dict[str, Any], arguments: list[tuple[str, Tensor]]) -> None:
+    value, fn = site["value"], site["fn"]
+    source = [n for n, tensor in arguments if tensor is value]
+    what = f"argument {source[0]!r} (observed site {name!r})" if source else f"site {name!r}"
+    if not isinstance(value, Tensor):
+        raise DtypeError(f"{what}: is {type(value).__name__}; expected a torch.Tensor")
+    expected = fn.batch_shape + fn.event_shape
+    if value.shape != expected:
+        raise ShapeError(
+            f"{what}: has shape {tuple(value.shape)}; the model predicts shape {tuple(expected)}"
+        )
+    check_finite(what, value)
+    with isolated(0), torch.no_grad():
+        like = fn.sample()
+    if value.device != like.device:
+        raise DtypeError(
+            f"{what}: is on {value.device}; the model predicts on {like.device}. Move one of them."
+        )
+    # Counts may be stored as integers; measurements of a continuous quantity may not.
+    continuous = not fn.support.is_discrete
+    if value.dtype != like.dtype and (continuous or value.is_floating_point()):
+        raise DtypeError(
+            f"{what}: is {value.dtype}; the model predicts {like.dtype}. "
+            f"Convert with .to({like.dtype})."
+        )
+
+
+def _supports_agree(
+    latent: dict[str, Site], first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]
+) -> bool:
+    for name, site in latent.items():
+        other = biject_to(second[name]["fn"].support)
+        u = torch.zeros(site.unconstrained_shape).to(first[name]["value"])
+        if not torch.equal(site.transform(u), other(u)):
+            raise ModelError(
+                f"site {name!r}: its support depends on other latent sites. Sample it on a fixed "
+                "support and transform it in the model (for Uniform(0, a): sample r from "
+                "Uniform(0, 1) and use a * r)."
+            )
+    return True
+
+
+def _priors_agree(
+    latent: dict[str, Site], first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]
+) -> bool:
+    return all(
+        math.isclose(
+            float(first[name]["fn"].log_prob(first[name]["value"]).sum()),
+            float(second[name]["fn"].log_prob(first[name]["value"]).sum()),
+            rel_tol=0.0,
+        )
+        for name in latent
+    )

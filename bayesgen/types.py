@@ -1,0 +1,62 @@
+"""Types that several layers share."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from torch import Tensor
+
+from bayesgen.errors import UnknownOptionError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Density(Protocol):
+    """What a method needs to know of the problem: a log density on R^n, many points at a time."""
+
+    @property
+    def num_dims(self) -> int:
+        """Dimension n."""
+        ...
+
+    def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
+        """Log density ``v.shape[:-1]`` and its gradient ``v.shape``."""
+        ...
+
+
+def check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Answer a misspelt keyword with the list of those that exist.
+
+    Raises
+    ------
+    UnknownOptionError
+        If ``options`` holds a name that is no parameter of ``function``.
+    """
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            allowed = [p for p in parameters if p != "self"]
+            close = difflib.get_close_matches(option, allowed, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UnknownOptionError(
+                f"{name}: unknown option {option!r}; expected one of "
+                f"{', '.join(map(repr, allowed))}{hint}"
+            )
+
+
+def strict_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a public function with `check_options`."""
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_options(function.__name__, function, kwargs)
+        return function(*args, **kwargs)
+
+    return checked
