@@ -22,7 +22,15 @@ from torch.utils import _pytree as pytree
 
 from bayesgen._batching import native_batching
 from bayesgen.errors import ModelError, OptionError, ShapeError
-from bayesgen.model_sites import Model, Site, argument_names, blame, isolated, log_prob_of_sites
+from bayesgen.model_sites import (
+    FixedParameters,
+    Model,
+    Site,
+    argument_names,
+    blame,
+    isolated,
+    log_prob_of_sites,
+)
 from bayesgen.model_sites import read_model as _read_model
 from bayesgen.recording import record
 
@@ -196,7 +204,8 @@ class LogDensity:
     ) -> poutine.Trace:
         """Pyro's record of one run with the latent sites fixed to ``values`` (no leading axes)."""
         args, kwargs = self._arguments(data)
-        return poutine.trace(poutine.condition(self.model, values)).get_trace(*args, **kwargs)
+        conditioned = poutine.condition(FixedParameters()(self.model), data=dict(values))
+        return poutine.trace(conditioned).get_trace(*args, **kwargs)
 
     def _arguments(self, data: Sequence[Tensor] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         tensors = iter(self._data if data is None else data)
@@ -312,7 +321,7 @@ class LogDensity:
     def _prior_draw(self, problem: int) -> Tensor:
         data = None if self.num_problems is None else [d[problem] for d in self._data]
         args, kwargs = self._arguments(data)
-        trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        trace = poutine.trace(FixedParameters()(self.model)).get_trace(*args, **kwargs)
         return self.unconstrain({name: trace.nodes[name]["value"] for name in self.sites.latent})
 
     def problem(self, index: int) -> LogDensity:
@@ -376,7 +385,8 @@ def _agree(a: Tensor, b: Tensor) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if len(line) <= 160 else line[:157] + "..."
 
 
 def _count_problems(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -21,9 +21,10 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.ops.provenance import detach_provenance
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform, biject_to, constraints
 from torch.utils import _pytree as pytree
 
 from bayesgen.errors import BayesgenError, DataError, DtypeError, ModelError, ShapeError
@@ -61,7 +62,7 @@ class Site:
 
     def take(self, v: Tensor) -> Tensor:
         """The site's block of ``v`` with shape ``(*batch, *unconstrained_shape)``."""
-        return v[..., self.start : self.stop].reshape(*v.shape[:-1], *self.unconstrained_shape)
+        return v[..., self.start : self.stop].reshape(v.shape[:-1] + self.unconstrained_shape)
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,29 @@ def read_model(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> M
 def isolated(seed: int | None = None) -> Iterator[None]:
     """Run Pyro code without touching the global RNG or the parameter store."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+    store = pyro.get_param_store()
+    with torch.random.fork_rng(devices=devices), store.scope(store.get_state()):
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+class FixedParameters(Messenger):  # type: ignore[misc]
+    """Gives ``pyro.param`` and ``pyro.module`` statements their current values, as constants.
+
+    Left alone they would ask for gradients, which is not allowed under vmap, and would register
+    themselves in the global parameter store.
+    """
+
+    def _pyro_param(self, message: dict[str, Any]) -> None:
+        store, name = pyro.get_param_store(), message["name"]
+        if name in store:
+            message["value"] = store[name]
+        else:
+            initial = message["args"][1] if len(message["args"]) > 1 else None
+            initial = message["kwargs"].get("init_tensor", initial)
+            message["value"] = initial() if callable(initial) else initial
+        message["done"] = message["value"] is not None
 
 
 def blame(model: Model, error: BaseException) -> str:
@@ -236,6 +256,8 @@ def _check_arguments(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def check_finite(what: str, tensor: Tensor) -> None:
     """Refuse NaN and infinity, saying how many there are and where the first one is."""
+    if tensor.is_meta:
+        raise DataError(f"{what}: is on the meta device, which holds no values")
     bad = ~torch.isfinite(tensor)
     if bad.any():
         where = tuple(int(i) for i in bad.nonzero()[0])
@@ -252,7 +274,7 @@ def _prior_trace(
     try:
         # Validation is on for this run only: it finds a scale <= 0 and its like.
         with isolated(seed), pyro.validation_enabled(True), torch.no_grad():
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            trace = poutine.trace(FixedParameters()(model)).get_trace(*args, **kwargs)
     except BayesgenError as error:
         raise type(error)(f"{blame(model, error)}: {error}") from error
     except Exception as error:
@@ -284,7 +306,7 @@ def _latent_sites(nodes: dict[str, dict[str, Any]]) -> dict[str, Site]:
                 "out (pyro.distributions.MixtureSameFamily does for mixtures) or use a "
                 "continuous relaxation."
             )
-        transform = biject_to(node["fn"].support)
+        transform = biject_to(_support(node["fn"].support))
         value: Tensor = node["value"]
         unconstrained = transform.inv(value)
         stop = start + unconstrained.numel()
@@ -299,6 +321,16 @@ def _latent_sites(nodes: dict[str, dict[str, Any]]) -> dict[str, Site]:
             "Expected one: make all priors with the same dtype and device."
         )
     return sites
+
+
+def _support(support: constraints.Constraint) -> constraints.Constraint:
+    """``support`` without the wrapper of a mixture, which `biject_to` does not know."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return _support(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        inner = _support(support.base_constraint)
+        return constraints.independent(inner, support.reinterpreted_batch_ndims)
+    return support
 
 
 def _check_observed(name: str, site: dict[str, Any], arguments: list[tuple[str, Tensor]]) -> None:
@@ -332,7 +364,7 @@ def _supports_agree(
     latent: dict[str, Site], first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]
 ) -> bool:
     for name, site in latent.items():
-        other = biject_to(second[name]["fn"].support)
+        other = biject_to(_support(second[name]["fn"].support))
         u = torch.zeros(site.unconstrained_shape).to(first[name]["value"])
         if not torch.equal(site.transform(u), other(u)):
             raise ModelError(
