@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from bayesgen._arviz import import_arviz
+
 if TYPE_CHECKING:
     import xarray
 
+    from bayesgen.model_sites import Site
     from bayesgen.posterior import Posterior
 
 # R-hat and effective sample size as recommended by Vehtari et al. (2021).
@@ -97,29 +100,37 @@ def summarise(posterior: Posterior) -> Summary:
         )
     findings.sort(key=lambda finding: -finding.severity)
     worst = max((finding.severity for finding in findings), default=0)
-    seconds = float(posterior.attributes.get("seconds", math.nan))
+    seconds = posterior.attributes.get("seconds")
     return Summary(
         verdict=(TRUST, CARE, DISTRUST)[worst],
         findings=tuple(findings),
         numbers=numbers,
-        title=f"{posterior!r}, {seconds:.1f} s",
+        title=repr(posterior) + (f", {seconds:.1f} s" if seconds is not None else ""),
     )
 
 
 def rhat(posterior: Posterior) -> xarray.Dataset:
-    """Rank-normalised split R-hat of the latent sites and of the log density (``lp``)."""
-    import arviz as az
+    """Rank-normalised split R-hat of the latent sites and of the log density (``lp``).
 
+    The two halves of a single chain are compared as if they were two chains.
+    """
+    import xarray
+
+    scalars = _coordinates(posterior)
+    if posterior.num_chains == 1:
+        half = posterior.num_draws // 2
+        halves = [scalars.isel(draw=slice(k * half, (k + 1) * half)) for k in (0, 1)]
+        scalars = xarray.concat(halves, "chain")
     with np.errstate(all="ignore"):
-        return az.rhat(_coordinates(posterior))
+        found: xarray.Dataset = import_arviz().rhat(scalars)
+    return found
 
 
 def ess(posterior: Posterior, method: str = "bulk") -> xarray.Dataset:
     """Effective sample size (``"bulk"`` or ``"tail"``) of the latent sites and of ``lp``."""
-    import arviz as az
-
     with np.errstate(all="ignore"):
-        return az.ess(_coordinates(posterior), method=method)
+        found: xarray.Dataset = import_arviz().ess(_coordinates(posterior), method=method)
+    return found
 
 
 def bfmi(energy: Tensor) -> Tensor:
@@ -142,32 +153,26 @@ def data_misfit(posterior: Posterior, max_draws: int = MISFIT_DRAWS) -> tuple[Te
     misfit, count
         Values ``(*problems, draws)`` at evenly spread draws (the mode, for a point estimate),
         and the number of data, which is what to expect of a model that is right.
+
+    Raises
+    ------
+    NotImplementedError
+        If a likelihood has no mean or variance.
     """
-    log_density = posterior.model
-    axis = 0 if posterior.num_problems is None else 1
-    total = posterior.num_chains * posterior.num_draws
     if posterior.is_point_estimate:
-        latent = {name: posterior.mode(name).unsqueeze(axis) for name in posterior.latent_sites}
+        index = posterior.log_prob.nan_to_num(-torch.inf).flatten(-2).argmax(-1, keepdim=True)
     else:
+        total = posterior.num_chains * posterior.num_draws
         index = torch.linspace(0, total - 1, min(max_draws, total)).long()
-        latent = {
-            name: posterior.draws(name)
-            .flatten(axis, axis + 1)
-            .index_select(axis, index.to(posterior.log_prob.device))
-            for name in posterior.latent_sites
-        }
-    sites = posterior.observed
+    sites = posterior.model.sites.observed
 
     def misfit(trace: poutine.Trace) -> dict[str, Tensor]:
-        nodes = [trace.nodes[name] for name in sites]
-        terms = [
-            ((node["value"] - node["fn"].mean).square() / node["fn"].variance).sum()
-            for node in nodes
-        ]
-        return {"misfit": torch.stack(terms).sum()}
+        nodes: list[Any] = [trace.nodes[name] for name in sites]
+        terms = [(n["value"] - n["fn"].mean).square() / n["fn"].variance for n in nodes]
+        return {"misfit": torch.stack([term.sum() for term in terms]).sum()}
 
     count = sum(value.numel() for value in sites.values())
-    return log_density.map_draws(misfit, latent)["misfit"], count
+    return posterior.evaluate(misfit, index)["misfit"], count
 
 
 def _coordinates(posterior: Posterior) -> xarray.Dataset:
@@ -175,13 +180,21 @@ def _coordinates(posterior: Posterior) -> xarray.Dataset:
     import xarray
 
     lead = ("chain", "draw") if posterior.num_problems is None else ("problem", "chain", "draw")
-    variables = {"lp": (lead, posterior.log_prob.cpu().double().numpy())}
+    variables = {"lp": xarray.Variable(lead, posterior.log_prob.cpu().double().numpy())}
     for name in posterior.latent_sites:
-        value = posterior.draws(name).flatten(len(lead))
-        stride = max(1, math.ceil(value.shape[-1] / MAX_COORDINATES))
-        array = value[..., ::stride].cpu().double().numpy()
-        variables[f"site {name}"] = ((*lead, f"coordinate of {name}"), array)
+        value = posterior.draws(name).reshape(*posterior.log_prob.shape, -1)
+        value = value[..., :: max(1, math.ceil(value.shape[-1] / MAX_COORDINATES))]
+        if posterior.has_model and _is_redundant(posterior.model.sites.latent[name]):
+            # Some elements are constants by construction: zeros of a triangular matrix.
+            flat = value.flatten(0, -2)
+            value = value[..., (flat != flat[0]).any(0)]
+        array = value.cpu().double().numpy()
+        variables[f"site {name}"] = xarray.Variable((*lead, f"coordinate of {name}"), array)
     return xarray.Dataset(variables)
+
+
+def _is_redundant(site: Site) -> bool:
+    return site.unconstrained_shape.numel() < site.shape.numel()
 
 
 def _judge_draws(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Finding]:
@@ -211,15 +224,21 @@ def _judge_draws(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Fi
 
 
 def _judge_mixing(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Finding]:
-    worst_rhat, at = _extreme(rhat(posterior), max)
-    bulk, tail = (_extreme(ess(posterior, method), min)[0] for method in ("bulk", "tail"))
+    worst_rhat, at = _largest(rhat(posterior))
+    bulk, tail = (_smallest(ess(posterior, method)) for method in ("bulk", "tail"))
     numbers.update(rhat_max=worst_rhat, ess_bulk_min=bulk, ess_tail_min=tail)
     more = "draw or warm up longer, or start at optima (start='map')"
     if posterior.num_chains < 4:
         yield Finding(
-            1, f"{posterior.num_chains} chains cannot show that chains agree", "set chains >= 4"
+            1, f"{posterior.num_chains} chain(s) cannot show that chains agree", "set chains >= 4"
         )
-    if not worst_rhat <= RHAT_USABLE:
+    if math.isnan(worst_rhat):
+        yield Finding(
+            2,
+            f"the sampler is stuck: a coordinate of {at} is the same in all draws",
+            "start elsewhere (start='map'), or check the scales of the model",
+        )
+    elif not worst_rhat <= RHAT_USABLE:
         text = f"chains disagree: R-hat is {worst_rhat:.2f} at {at} (should be <= {RHAT_GOOD})"
         yield Finding(2, text, f"the posterior may have several modes; {more}")
     elif worst_rhat > RHAT_GOOD:
@@ -272,20 +291,21 @@ def _judge_optima(posterior: Posterior, numbers: dict[str, float]) -> Iterator[F
 
 
 def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Finding]:
-    if posterior._log_density is None or not posterior.observed:
+    if not posterior.has_model:
+        yield Finding(0, "fit to the data not checked: loaded without the model")
         return
-    try:
-        misfit, count = data_misfit(posterior)
-    except NotImplementedError:  # a likelihood without mean or variance
+    if not posterior.model.sites.observed:
         return
-    if not bool(torch.isfinite(misfit).all()):
+    if not _has_gaussian_noise(posterior):
+        yield Finding(0, "fit to the data not checked: the noise is not independent Gaussian")
         return
     from scipy.stats import chi2
 
+    misfit, count = data_misfit(posterior)
     p_value = chi2.sf(misfit.double().cpu().numpy(), count).mean(-1)
-    ratio = (misfit.double().mean(-1) / count).cpu().numpy()
-    numbers.update(chi_square_ratio=float(ratio.mean()), chi_square_p=float(np.min(p_value)))
-    text = f"data misfit chi-square/m = {ratio.mean():.2f} (m = {count})"
+    ratio = float(misfit.double().mean() / count)
+    numbers.update(chi_square_ratio=ratio, chi_square_p=float(np.min(p_value)))
+    text = f"data misfit chi-square/m = {ratio:.2f} (m = {count})"
     if posterior.num_problems is not None:
         low = int((p_value < 0.01).sum())
         text += f"; {low} of {len(p_value)} problems misfit (p < 0.01)"
@@ -293,6 +313,8 @@ def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Find
     else:
         text += f", p = {p_value:.2g}"
         bad = bool(p_value < 0.01)
+    # An optimum may fit more closely than the truth; draws from the posterior do not.
+    close = ratio < 0.5 and bool(np.all(p_value > 0.99)) and not posterior.is_point_estimate
     if bad:
         yield Finding(
             1,
@@ -300,20 +322,38 @@ def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Find
             "the image may lie outside the generator's range (then intervals are too narrow), or "
             "sigma is too small",
         )
-    elif ratio.mean() < 0.5:
+    elif close:
         yield Finding(1, f"{text}: closer than the noise allows", "sigma may be too large")
     else:
         yield Finding(0, f"the model explains the data: {text}")
 
 
-def _extreme(dataset: xarray.Dataset, which: object) -> tuple[float, str]:
+def _has_gaussian_noise(posterior: Posterior) -> bool:
+    """Whether chi-square has its usual distribution: independent normal data, none masked."""
+    gaussian: list[bool] = []
+
+    def look(trace: poutine.Trace) -> dict[str, Tensor]:
+        for name in posterior.model.sites.observed:
+            node: Any = trace.nodes[name]
+            fn = node["fn"]
+            while isinstance(fn, torch.distributions.Independent):
+                fn = fn.base_dist
+            gaussian.append(isinstance(fn, torch.distributions.Normal) and node["mask"] is None)
+        return {}
+
+    posterior.evaluate(look, torch.zeros(1, dtype=torch.int64))
+    return all(gaussian)
+
+
+def _largest(dataset: xarray.Dataset) -> tuple[float, str]:
+    """The largest value and where it is; NaN, if there is one."""
+    # A coordinate that never moved has NaN for its R-hat, which must not pass as good.
     values = {
-        str(name): float(variable.max() if which is max else variable.min())
-        for name, variable in dataset.data_vars.items()
+        str(name): float(variable.max(skipna=False)) for name, variable in dataset.data_vars.items()
     }
-    # A coordinate that never moved gives NaN, which must not pass as good.
-    for name, value in values.items():
-        if math.isnan(value):
-            return value, name
-    name = (max if which is max else min)(values, key=lambda key: values[key])
+    name = max(values, key=lambda key: (math.isnan(values[key]), values[key]))
     return values[name], name
+
+
+def _smallest(dataset: xarray.Dataset) -> float:
+    return -_largest(-dataset)[0]

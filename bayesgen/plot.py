@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def plot_image(
     *,
     ax: Axes | None = None,
     title: str = "",
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
     cmap: str = MAGNITUDE,
     colorbar: bool = True,
 ) -> Axes:
@@ -43,7 +43,8 @@ def plot_image(
     title
         Heading.
     limits
-        Intensities at the ends of the colour map; by default the image's own range.
+        Intensities at the ends of the colour map, or at black and white of each of three
+        channels; None stands for the image's own extreme.
     cmap
         Name of a matplotlib colour map.
     colorbar
@@ -55,10 +56,13 @@ def plot_image(
     """
     import matplotlib.pyplot as plt
 
+    array = _displayable(image)
+    low = float(array.min()) if limits[0] is None else limits[0]
+    high = float(array.max()) if limits[1] is None else limits[1]
+    if array.ndim == 3:
+        array = np.clip((array - low) / max(high - low, 1e-12), 0.0, 1.0)
     if ax is None:
         _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
-    array = _displayable(image)
-    low, high = limits if limits is not None else (None, None)
     drawn = ax.imshow(array, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
     ax.set_title(title, fontsize=9)
     ax.set_xticks([])
@@ -145,8 +149,8 @@ def back_projection(log_density: LogDensity, site: str, latent: dict[str, Tensor
         value that ``pyro.deterministic`` returned) or has no mean.
     """
     replace = _Replace(site)
-    with isolated(0), replace:
-        nodes = log_density.trace(latent).nodes
+    with isolated(0), torch.enable_grad(), replace:
+        nodes: Mapping[str, Any] = log_density.trace(latent).nodes
         try:
             products = [
                 (nodes[name]["fn"].mean * value).sum()
@@ -161,7 +165,7 @@ def back_projection(log_density: LogDensity, site: str, latent: dict[str, Tensor
     return image
 
 
-class _Replace(Messenger):  # type: ignore[misc]
+class _Replace(Messenger):
     """Replaces a deterministic site's value by a copy with respect to which one can derive."""
 
     def __init__(self, site: str) -> None:
@@ -179,12 +183,19 @@ def _panels(
     posterior: Posterior, site: str, truth: Tensor | None, mass: float, num_draws: int | None
 ) -> list[Callable[[Axes], Any]]:
     point = posterior.is_point_estimate
-    estimate = posterior.mode(site) if point else posterior.mean(site)
-    if estimate.ndim not in (2, 3):
+    shape = posterior.site_shape(site)
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] not in (1, 3)):
         raise ShapeError(
-            f"site {site!r}: has shape {tuple(estimate.shape)}; expected an image (row, col) or "
-            "(channel, row, col)"
+            f"site {site!r}: has shape {tuple(shape)}; expected an image (row, col), (1, row, col) "
+            "or (3, row, col)"
         )
+    truth = None if truth is None else torch.as_tensor(truth).detach().cpu()
+    if truth is not None and truth.shape != shape:
+        raise ShapeError(
+            f"truth: has shape {tuple(truth.shape)}; expected {tuple(shape)}, the shape of site "
+            f"{site!r}"
+        )
+    estimate = (posterior.mode(site) if point else posterior.mean(site)).cpu()
     images = [estimate] if truth is None else [estimate, truth]
     limits = (min(float(i.min()) for i in images), max(float(i.max()) for i in images))
     panels: list[Callable[[Axes], Any]] = []
@@ -193,24 +204,20 @@ def _panels(
         panels.append(lambda ax: plot_image(image, ax=ax, title=title, **options))
 
     if truth is not None:
-        if truth.shape != estimate.shape:
-            raise ShapeError(
-                f"truth: has shape {tuple(truth.shape)}; expected {tuple(estimate.shape)}, the "
-                f"shape of site {site!r}"
-            )
         add(truth, "truth", limits=limits)
     projected = _projection_of(posterior, site)
     if projected is not None:
         add(projected, "data, back-projected")
     add(estimate, "MAP estimate" if point else "posterior mean", limits=limits)
     if truth is not None:
-        error = estimate - truth.to(estimate)
+        error = _over_channels(estimate - truth.to(estimate))
         bound = max(float(error.abs().max()), 1e-12)
         add(error, "estimate - truth", limits=(-bound, bound), cmap=ERROR)
     if not point:
-        add(posterior.std(site), "posterior std", cmap=SPREAD, limits=(0.0, None))
         low, high = posterior.interval(site, mass)
-        add(high - low, f"width of {mass:.0%} interval", cmap=SPREAD, limits=(0.0, None))
+        widths = {"posterior std": posterior.std(site), f"width of {mass:.0%} interval": high - low}
+        for title, width in widths.items():
+            add(_over_channels(width), title, cmap=SPREAD, limits=(0.0, None))
         count = max(0, 8 - len(panels)) if num_draws is None else num_draws
         for number, draw in enumerate(_some_draws(posterior, site, count), start=1):
             add(draw, f"draw {number}", limits=limits)
@@ -218,10 +225,10 @@ def _panels(
 
 
 def _projection_of(posterior: Posterior, site: str) -> Tensor | None:
-    if posterior._log_density is None or site not in posterior.deterministic_sites:
+    if not posterior.has_model or site not in posterior.deterministic_sites:
         return None
     latent = {name: posterior.mode(name) for name in posterior.latent_sites}
-    return back_projection(posterior._log_density, site, latent)
+    return back_projection(posterior.model, site, latent)
 
 
 def _some_draws(posterior: Posterior, site: str, count: int) -> list[Tensor]:
@@ -243,18 +250,23 @@ def _image_site(posterior: Posterior) -> str:
 
 def _heading(posterior: Posterior) -> str:
     kind = "restarts" if posterior.is_point_estimate else f"chains x {posterior.num_draws} draws"
-    text = f"{posterior.attributes.get('method', '').upper()}, {posterior.num_chains} {kind}"
+    text = f"{posterior.attributes.get('method', '?').upper()}, {posterior.num_chains} {kind}"
     return text + (" (interrupted)" if posterior.interrupted else "")
 
 
 def _displayable(image: Tensor) -> np.ndarray[Any, Any]:
-    array = image.detach().cpu().double().numpy()
-    if array.ndim == 3 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim == 3 and array.shape[0] == 3:
-        return np.clip(np.moveaxis(array, 0, -1), 0.0, 1.0)
-    if array.ndim != 2:
+    """Array ``(row, col)`` or ``(row, col, 3)``."""
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3)):
         raise ShapeError(
-            f"image: has shape {array.shape}; expected (row, col), (1, row, col) or (3, row, col)"
+            f"image: has shape {tuple(image.shape)}; expected (row, col), (1, row, col) or "
+            "(3, row, col)"
         )
-    return array
+    array = image.detach().cpu().double().numpy()
+    if array.ndim == 2:
+        return array
+    return array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+
+
+def _over_channels(image: Tensor) -> Tensor:
+    """Mean over channels: an error or a spread has no colour."""
+    return image.mean(0) if image.ndim == 3 else image

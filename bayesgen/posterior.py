@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from bayesgen import streaming
 from bayesgen.errors import OptionError, ResultError, unknown_option
-from bayesgen.log_density import CHUNK_BYTES, LogDensity
+from bayesgen.log_density import LogDensity
+from bayesgen.site_draws import Extract, SiteDraws, values_of
 
 if TYPE_CHECKING:
-    import xarray
     from matplotlib.figure import Figure
 
     from bayesgen.diagnostics import Summary
@@ -44,7 +43,8 @@ class Posterior:
     log_density
         The conditioned model; None for a result loaded without its model.
     statistics
-        Known means and standard deviations of sites, by site.
+        Statistics of deterministic sites that can be answered without the model:
+        ``statistics[site]["mean"]``, ``["std"]``, or ``["mode"]`` for a point estimate.
 
     Notes
     -----
@@ -71,34 +71,31 @@ class Posterior:
         stats: Mapping[str, Tensor],
         attributes: Mapping[str, Any],
         log_density: LogDensity | None = None,
-        statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        statistics: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
-        self._latent = dict(latent)
         self.log_prob = log_prob
         self.stats = dict(stats)
         self.attributes = dict(attributes)
-        self._log_density = log_density
-        self._moments: dict[str, streaming.Moments] = {}
+        self._draws = SiteDraws(latent, log_prob.shape, log_density)
         self._stored = dict(statistics or {})
+        self._moments: dict[str, streaming.Moments] = {}
 
     # ------------------------------------------------------------------ what it holds
 
     @property
     def latent_sites(self) -> list[str]:
         """Names of the latent sites."""
-        return list(self._latent)
+        return list(self._draws.latent)
 
     @property
     def deterministic_sites(self) -> list[str]:
         """Names of the ``pyro.deterministic`` sites."""
-        if self._log_density is None:
-            return [name for name in self._stored if name not in self._latent]
-        return list(self._log_density.sites.deterministic)
+        return list(self.model.sites.deterministic if self.has_model else self._stored)
 
     @property
     def num_problems(self) -> int | None:
         """Number of problems of a batched run, else None."""
-        return self.log_prob.shape[0] if self.log_prob.ndim == 3 else None
+        return self._draws.num_problems
 
     @property
     def num_chains(self) -> int:
@@ -121,11 +118,11 @@ class Posterior:
         return bool(self.attributes.get("interrupted", False))
 
     @property
-    def observed(self) -> dict[str, Tensor]:
-        """Values of the observed sites (of the first problem, if batched)."""
-        return {} if self._log_density is None else dict(self._log_density.sites.observed)
+    def has_model(self) -> bool:
+        """Whether the conditioned model is at hand; not if loaded from a file without it."""
+        return self._draws.log_density is not None
 
-    @cached_property
+    @property
     def model(self) -> LogDensity:
         """The conditioned model.
 
@@ -134,20 +131,27 @@ class Posterior:
         ResultError
             If the result was loaded from a file without its model.
         """
-        if self._log_density is None:
-            raise ResultError(
-                "posterior: was loaded without its model, which is needed here. Load it with "
-                "Posterior.load(path, model, *args), passing the model and its arguments."
-            )
-        return self._log_density
+        return self._draws.model
+
+    @property
+    def observed(self) -> dict[str, Tensor]:
+        """Values of the observed sites, ``(*problems, *site_shape)``; empty without the model."""
+        if not self.has_model or not self.model.sites.observed:
+            return {}
+        first = torch.zeros(1, dtype=torch.int64)
+        found = self.evaluate(values_of(list(self.model.sites.observed)), first)
+        return {name: value.select(self._draws.axis, 0) for name, value in found.items()}
 
     def __repr__(self) -> str:
         problems = f"{self.num_problems} problems, " if self.num_problems is not None else ""
-        what = "optima of restarts" if self.is_point_estimate else "draws"
+        run = (
+            f"optima of {self.num_chains} restarts"
+            if self.is_point_estimate
+            else f"{self.num_chains} chains x {self.num_draws} draws"
+        )
         interrupted = ", interrupted" if self.interrupted else ""
         return (
-            f"Posterior({problems}{self.num_chains} chains x {self.num_draws} {what} by "
-            f"{self.attributes.get('method')}{interrupted}; sites "
+            f"Posterior({problems}{run} by {self.attributes.get('method')}{interrupted}; sites "
             f"{', '.join(self.latent_sites + self.deterministic_sites)})"
         )
 
@@ -158,23 +162,30 @@ class Posterior:
         if not -self.num_problems <= problem < self.num_problems:
             raise IndexError(f"problem {problem} of {self.num_problems}")
         return Posterior(
-            {name: draws[problem] for name, draws in self._latent.items()},
+            {name: draws[problem] for name, draws in self._draws.latent.items()},
             self.log_prob[problem],
             {name: value[problem] for name, value in self.stats.items()},
             self.attributes,
-            None if self._log_density is None else self._log_density.problem(problem),
-            {name: (mean[problem], std[problem]) for name, (mean, std) in self._stored.items()},
+            self.model.problem(problem) if self.has_model else None,
+            {
+                site: {name: value[problem] for name, value in known.items()}
+                for site, known in self._stored.items()
+            },
         )
 
     def site_shape(self, site: str) -> torch.Size:
         """Shape of one value of a site."""
         self._check_site(site)
-        if site in self._latent:
-            return self._latent[site].shape[self.log_prob.ndim :]
-        if self._log_density is None:
-            lead = 0 if self.num_problems is None else 1
-            return self._stored[site][0].shape[lead:]
-        return self.model.sites.deterministic[site]
+        if site in self._draws.latent:
+            return self._draws.latent[site].shape[self.log_prob.ndim :]
+        if self.has_model:
+            return self.model.sites.deterministic[site]
+        return next(iter(self._stored[site].values())).shape[self.log_prob.ndim - 2 :]
+
+    def num_bytes(self, site: str) -> int:
+        """Bytes that all draws of a site take."""
+        element = self.log_prob.element_size()
+        return element * self.log_prob.numel() * self.site_shape(site).numel()
 
     # ------------------------------------------------------------------ draws
 
@@ -185,29 +196,12 @@ class Posterior:
         `quantile`, `exceedance` and `chunks` do not need that much memory.
         """
         self._check_site(site)
-        if site in self._latent:
-            return self._latent[site]
-        drawn = torch.cat(list(self.chunks(site)))
-        if self.num_problems is not None:
-            drawn = drawn.movedim(0, 1)
-        return drawn.reshape(*self.log_prob.shape, *self.site_shape(site))
+        return self._draws.all(site)
 
     def chunks(self, site: str) -> Iterator[Tensor]:
         """Draws of a site, chain after chain, in chunks ``(k, *problems, *site_shape)``."""
         self._check_site(site)
-        flat = {name: self._flat(value) for name, value in self._latent.items()}
-        if site in flat:
-            drawn = _draws_first(flat[site], self.num_problems)
-            yield from drawn.split(max(1, CHUNK_BYTES * len(drawn) // (4 * drawn.numel())))
-            return
-        batch = self.num_problems or 1
-        size = max(1, CHUNK_BYTES // (4 * batch * max(1, self.site_shape(site).numel())))
-        axis = 0 if self.num_problems is None else 1
-        for begin in range(0, self.num_chains * self.num_draws, size):
-            length = min(size, self.num_chains * self.num_draws - begin)
-            part = {name: value.narrow(axis, begin, length) for name, value in flat.items()}
-            drawn = self.model.map_draws(lambda trace: {"_": trace.nodes[site]["value"]}, part)
-            yield _draws_first(drawn["_"], self.num_problems)
+        return self._draws.chunks(site)
 
     def mode(self, site: str) -> Tensor:
         """Value of a site at the draw (or restart) of highest density, ``(*problems, *shape)``.
@@ -215,7 +209,11 @@ class Posterior:
         For `bayesgen.inference.MAP` this is the MAP estimate.
         """
         self._check_site(site)
-        return self._pick(self.log_prob.flatten(-2).argmax(-1), site)
+        if not self.has_model and "mode" in self._stored.get(site, {}):
+            return self._stored[site]["mode"]
+        # A restart that broke down has no density; it is not the best one.
+        best = self.log_prob.nan_to_num(-torch.inf).flatten(-2).argmax(-1, keepdim=True)
+        return self._draws.at(site, best).squeeze(self._draws.axis)
 
     def draw(self, site: str, index: int) -> Tensor:
         """One draw of a site, counted chain after chain, ``(*problems, *site_shape)``."""
@@ -223,25 +221,54 @@ class Posterior:
         total = self.num_chains * self.num_draws
         if not -total <= index < total:
             raise IndexError(f"draw {index} of {total}")
-        problems = self.log_prob.shape[:-2]
-        return self._pick(torch.full(problems, index % total, dtype=torch.int64), site)
+        return self._draws.at(site, torch.tensor([index % total])).squeeze(self._draws.axis)
 
     def last_draws(self) -> dict[str, Tensor]:
         """Last draw of every chain: a start for `infer` that continues this run."""
         axis = self.log_prob.ndim - 1
-        return {name: value.select(axis, -1) for name, value in self._latent.items()}
+        return {name: value.select(axis, -1) for name, value in self._draws.latent.items()}
+
+    def evaluate(self, extract: Extract, index: Tensor | None = None) -> dict[str, Tensor]:
+        """What the conditioned model computes at draws, such as predictions or log likelihoods.
+
+        Parameters
+        ----------
+        extract
+            Function of one conditioned trace that returns a dictionary of tensors.
+        index
+            Numbers of draws, counted chain after chain: ``(k,)``, or ``(num_problems, k)`` for
+            different draws of each problem. All by default.
+
+        Returns
+        -------
+        dict
+            The tensors of ``extract`` with leading axes ``(*problems, k)``.
+
+        Examples
+        --------
+        >>> import pyro, torch, bayesgen as bg
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+        >>> posterior = bg.infer(model, torch.tensor(1.0), progress=False)
+        >>> found = posterior.evaluate(lambda trace: {"predicted": trace.nodes["y"]["fn"].mean})
+        >>> found["predicted"].shape
+        torch.Size([2000])
+        """
+        return self._draws.evaluate(extract, index)
 
     # ------------------------------------------------------------------ statistics
 
     def mean(self, site: str) -> Tensor:
         """Posterior mean of a site, ``(*problems, *site_shape)``."""
-        return self._mean_and_std("mean", site)[0]
+        return self._statistic("mean", site)
 
     def std(self, site: str) -> Tensor:
         """Posterior standard deviation of a site, element by element."""
-        return self._mean_and_std("std", site)[1]
+        return self._statistic("std", site)
 
-    def quantile(self, site: str, level: float | list[float]) -> Tensor:
+    def quantile(self, site: str, level: float | Sequence[float]) -> Tensor:
         """Posterior quantiles of a site, element by element.
 
         Parameters
@@ -255,19 +282,17 @@ class Posterior:
         -------
         Tensor
             Exact if all draws of the site fit into 256 MiB; otherwise accurate to 1/1024 of each
-            element's range, in constant memory.
+            element's range, in memory that does not grow with the number of draws.
         """
         self._check_draws("quantile", site)
         levels = [level] if isinstance(level, int | float) else list(level)
         if not levels or not all(0.0 <= q <= 1.0 for q in levels):
             raise OptionError(f"level: got {level!r}; expected probabilities between 0 and 1")
-        result = streaming.quantiles(
-            lambda: self.chunks(site),
-            levels,
-            lambda: self._moments_of(site),
-            EXACT_QUANTILE_BYTES,
-            self._num_bytes(site),
-        )
+        if self.num_bytes(site) <= EXACT_QUANTILE_BYTES:
+            result = streaming.exact_quantiles(lambda: self.chunks(site), levels)
+        else:
+            moments = self._moments_of(site)
+            result = streaming.histogram_quantiles(lambda: self.chunks(site), levels, moments)
         return result[0] if isinstance(level, int | float) else result
 
     def interval(self, site: str, mass: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -278,7 +303,10 @@ class Posterior:
         return low, high
 
     def exceedance(self, site: str, threshold: float | Tensor) -> Tensor:
-        """Posterior probability that each element of a site exceeds ``threshold``."""
+        """Posterior probability that each element of a site exceeds ``threshold``.
+
+        A tensor of thresholds must broadcast to ``(*problems, *site_shape)``.
+        """
         self._check_draws("exceedance", site)
         return streaming.exceedance(lambda: self.chunks(site), threshold)
 
@@ -308,12 +336,6 @@ class Posterior:
 
         return to_arviz(self, log_likelihood=log_likelihood)
 
-    def to_datatree(self) -> xarray.DataTree:
-        """The result as an xarray tree in the ArviZ schema."""
-        from bayesgen.storage import to_datatree
-
-        return to_datatree(self)
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write latent draws, statistics of images, diagnostics and provenance to netCDF."""
         from bayesgen.storage import save
@@ -330,7 +352,7 @@ class Posterior:
             The file.
         model, *args
             The model and its arguments, needed for draws, quantiles and plots of deterministic
-            sites. Means and standard deviations are in the file.
+            sites. Means and standard deviations (the mode of a point estimate) are in the file.
         """
         from bayesgen.storage import load
 
@@ -352,38 +374,14 @@ class Posterior:
                 f"mode({site!r}), or infer with a sampler such as method='hmc'."
             )
 
-    def _mean_and_std(self, question: str, site: str) -> tuple[Tensor, Tensor]:
-        self._check_draws(question, site)
-        if site in self._stored and self._log_density is None:
-            return self._stored[site]
-        found = self._moments_of(site)
-        return found.mean, found.variance.sqrt()
+    def _statistic(self, name: str, site: str) -> Tensor:
+        self._check_draws(name, site)
+        if site in self._stored and not self.has_model:
+            return self._stored[site][name]
+        moments = self._moments_of(site)
+        return moments.mean if name == "mean" else moments.variance.sqrt()
 
     def _moments_of(self, site: str) -> streaming.Moments:
         if site not in self._moments:
             self._moments[site] = streaming.moments(lambda: self.chunks(site))
         return self._moments[site]
-
-    def _pick(self, index: Tensor, site: str) -> Tensor:
-        latent = {}
-        for name, value in self._latent.items():
-            flat = self._flat(value)
-            if self.num_problems is None:
-                latent[name] = flat[index][None]
-            else:
-                latent[name] = flat[torch.arange(len(flat)), index][:, None]
-        if site not in latent:
-            latent = self.model.map_draws(lambda t: {site: t.nodes[site]["value"]}, latent)
-        return latent[site].squeeze(0 if self.num_problems is None else 1)
-
-    def _flat(self, value: Tensor) -> Tensor:
-        """Chains and draws as one axis."""
-        axis = self.log_prob.ndim - 2
-        return value.flatten(axis, axis + 1)
-
-    def _num_bytes(self, site: str) -> int:
-        return 4 * self.log_prob.numel() * self.site_shape(site).numel()
-
-
-def _draws_first(value: Tensor, num_problems: int | None) -> Tensor:
-    return value if num_problems is None else value.movedim(1, 0)

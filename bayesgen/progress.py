@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from bayesgen.inference import Method, Step
 from bayesgen.inference.runner import Monitor
@@ -33,7 +34,7 @@ def progress_monitor(
         yield lambda step: _update(bar, step, what)
 
 
-def _update(bar: "tqdm", step: Step, what: str) -> None:  # type: ignore[name-defined] # noqa: F821, UP037
+def _update(bar: Any, step: Step, what: str) -> None:
     if step.iteration == 0:
         bar.reset(total=step.total)
         bar.set_description(f"{what}: {step.phase}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bayesgen._version import __version__
 from bayesgen.inference import Method, Run, Sampler
 from bayesgen.log_density import LogDensity
 
@@ -48,7 +49,7 @@ def provenance(
         "threads": torch.get_num_threads(),
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "inference_library": "bayesgen",
-        "inference_library_version": _version("bayesgen"),
+        "inference_library_version": __version__,
         "torch": torch.__version__,
         "pyro": _version("pyro-ppl"),
         "python": platform.python_version(),

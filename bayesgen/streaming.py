@@ -6,22 +6,29 @@ come from histograms when the draws do not fit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Chunks have shape (k, *shape): k draws of a quantity.
+from bayesgen.errors import ShapeError
+
+# Chunks have shape (k, *shape): k draws of a quantity. Every call starts a new pass over them.
 Chunks = Callable[[], Iterable[Tensor]]
 
 NUM_BINS = 1024
+# Elements whose histograms are held at once (256 MiB); more take further passes over the draws.
+MAX_HISTOGRAMS = 2**16
+# Elements whose draws are sorted at once: sorting takes three times their memory.
+SORTED_ELEMENTS = 1024
 
 
 class Moments(NamedTuple):
-    """Count, mean, variance (divisor n - 1) and range of a quantity over all draws."""
+    """Number of draws, mean, variance (divisor n - 1) and range of a quantity over all draws."""
 
-    count: int
+    num_draws: int
     mean: Tensor
     variance: Tensor
     minimum: Tensor
@@ -30,6 +37,8 @@ class Moments(NamedTuple):
 
 def moments(chunks: Chunks) -> Moments:
     """One pass over the draws (Chan, Golub and LeVeque 1979), accumulated in float64.
+
+    The variance of a single draw is NaN. Truth values count as 0 and 1.
 
     Examples
     --------
@@ -40,9 +49,9 @@ def moments(chunks: Chunks) -> Moments:
     """
     count = 0
     mean = squares = minimum = maximum = torch.zeros(())
-    dtype = torch.float64
+    dtype = torch.get_default_dtype()
     for chunk in chunks():
-        dtype, chunk = chunk.dtype, chunk.double()
+        dtype, chunk = _real_dtype(chunk), chunk.double()
         size, centre = len(chunk), chunk.mean(0)
         spread = (chunk - centre).square().sum(0)
         low, high = chunk.amin(0), chunk.amax(0)
@@ -60,18 +69,64 @@ def moments(chunks: Chunks) -> Moments:
 
 
 def exceedance(chunks: Chunks, threshold: float | Tensor) -> Tensor:
-    """Fraction of draws above ``threshold``."""
+    """Fraction of draws above ``threshold``, element by element.
+
+    Raises
+    ------
+    ShapeError
+        If a tensor of thresholds does not broadcast to the shape of one draw.
+
+    Examples
+    --------
+    >>> import torch
+    >>> draws = torch.arange(10.0)
+    >>> exceedance(lambda: draws.split(3), 6.5)
+    tensor(0.3000)
+    """
     above, count = torch.zeros(()), 0
+    dtype = torch.get_default_dtype()
     for chunk in chunks():
-        above = above + (chunk > threshold).double().sum(0)
+        limit = torch.as_tensor(threshold, device=chunk.device)
+        if count == 0 and not _broadcasts(limit.shape, chunk.shape[1:]):
+            raise ShapeError(
+                f"threshold: has shape {tuple(limit.shape)}; expected a number or a shape that "
+                f"broadcasts to {tuple(chunk.shape[1:])}"
+            )
+        dtype = _real_dtype(chunk)
+        above = (chunk > limit).sum(0) + above.to(chunk.device)
         count += len(chunk)
-    return above / count
+    return (above.double() / count).to(dtype)
 
 
-def quantiles(
-    chunks: Chunks, levels: Sequence[float], known: Callable[[], Moments], max_bytes: int, size: int
-) -> Tensor:
-    """Quantiles of every element, ``(len(levels), *shape)``.
+def exact_quantiles(chunks: Chunks, levels: Sequence[float]) -> Tensor:
+    """Quantiles of every element, ``(len(levels), *shape)``; holds all draws in memory.
+
+    Linear interpolation between order statistics, as ``torch.quantile``, whose limit of 16 million
+    numbers does not apply.
+
+    Examples
+    --------
+    >>> import torch
+    >>> draws = torch.arange(10.0)
+    >>> exact_quantiles(lambda: draws.split(3), [0.0, 0.5])
+    tensor([0.0000, 4.5000])
+    """
+    drawn = torch.cat([chunk.to(_real_dtype(chunk)) for chunk in chunks()])
+    columns = drawn.flatten(1) if drawn.ndim > 1 else drawn[:, None]
+    results = []
+    for block in torch.split(columns, SORTED_ELEMENTS, dim=1):
+        ordered = block.sort(dim=0).values
+        results.append(
+            torch.stack([_interpolate(ordered.__getitem__, len(ordered), q) for q in levels])
+        )
+    return torch.cat(results, dim=1).reshape(len(levels), *drawn.shape[1:])
+
+
+def histogram_quantiles(chunks: Chunks, levels: Sequence[float], known: Moments) -> Tensor:
+    """Quantiles of every element, ``(len(levels), *shape)``, in constant memory.
+
+    Each element has a histogram of 1024 bins between its extremes, which places every order
+    statistic within one bin; the result is off the exact quantile by at most the width of a bin.
 
     Parameters
     ----------
@@ -80,38 +135,59 @@ def quantiles(
     levels
         Probabilities in [0, 1].
     known
-        Gives the moments of the same draws; asked only if histograms are needed.
-    max_bytes
-        Draws that fit are held in memory and their quantiles are exact (linear interpolation
-        between order statistics, as ``torch.quantile``). Otherwise they come from histograms of
-        1024 bins between each element's extremes, and are that accurate.
-    size
-        Bytes that all draws would take.
+        The moments of the same draws.
+
+    Examples
+    --------
+    >>> import torch
+    >>> draws = torch.arange(10.0)
+    >>> chunks = lambda: draws.split(3)
+    >>> bool((histogram_quantiles(chunks, [0.5], moments(chunks)) - 4.5).abs() < 9 / 1024)
+    True
     """
-    if size <= max_bytes:
-        ordered = torch.cat(list(chunks())).sort(dim=0).values
-        return torch.stack([_interpolate(ordered, level) for level in levels])
-    extremes = known()
-    low, span = extremes.minimum.flatten(), (extremes.maximum - extremes.minimum).flatten()
-    counts = torch.zeros(len(low), NUM_BINS, dtype=torch.int64, device=low.device)
-    scale = NUM_BINS / span.clamp(min=torch.finfo(span.dtype).tiny)
+    shape, num_elements = known.minimum.shape, known.minimum.numel()
+    results = [
+        _quantiles_of_block(chunks, levels, known, slice(begin, begin + MAX_HISTOGRAMS))
+        for begin in range(0, num_elements, MAX_HISTOGRAMS)
+    ]
+    return torch.cat(results, dim=1).reshape(len(levels), *shape)
+
+
+def _quantiles_of_block(
+    chunks: Chunks, levels: Sequence[float], known: Moments, elements: slice
+) -> Tensor:
+    low = known.minimum.flatten()[elements]
+    span = known.maximum.flatten()[elements] - low
+    scale = NUM_BINS / torch.where(span > 0, span, 1.0)
+    counts = torch.zeros(len(low), NUM_BINS, dtype=torch.int32, device=low.device)
     for chunk in chunks():
-        bins = ((chunk.flatten(1) - low) * scale).long().clamp(0, NUM_BINS - 1)
-        counts.scatter_add_(1, bins.T, torch.ones_like(bins.T))
-    cumulative = counts.cumsum(1).double()
-    results = []
-    for level in levels:
-        rank = torch.full((len(low), 1), level * extremes.count, dtype=torch.float64).to(low.device)
-        index = torch.searchsorted(cumulative, rank).clamp(max=NUM_BINS - 1)
-        inside = counts.gather(1, index).double().clamp(min=1)
-        before = cumulative.gather(1, index) - inside
-        position = index + ((rank - before) / inside).clamp(0, 1)
-        results.append(low + span * (position[:, 0] / NUM_BINS).to(span.dtype))
-    return torch.stack(results).reshape(len(levels), *extremes.minimum.shape)
+        values = chunk.reshape(len(chunk), -1)[:, elements].to(low.dtype)
+        bins = ((values - low) * scale).long().clamp(0, NUM_BINS - 1)
+        counts.scatter_add_(1, bins.T, torch.ones_like(bins.T, dtype=torch.int32))
+    below = counts.cumsum(1, dtype=torch.int32)
+
+    def order_statistic(rank: int) -> Tensor:
+        wanted = torch.full((len(low), 1), rank + 1, dtype=torch.int32, device=low.device)
+        bin_of = torch.searchsorted(below, wanted)
+        inside = counts.gather(1, bin_of)
+        place = (wanted - below.gather(1, bin_of) + inside - 0.5) / inside
+        return low + span * ((bin_of + place)[:, 0] / NUM_BINS).to(span.dtype)
+
+    return torch.stack([_interpolate(order_statistic, known.num_draws, q) for q in levels])
 
 
-def _interpolate(ordered: Tensor, level: float) -> Tensor:
-    place = level * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return torch.lerp(ordered[below], ordered[above], place - below)
+def _interpolate(order_statistic: Callable[[int], Tensor], count: int, level: float) -> Tensor:
+    place = level * (count - 1)
+    below = math.floor(place)
+    above = min(below + 1, count - 1)
+    return torch.lerp(order_statistic(below), order_statistic(above), place - below)
+
+
+def _real_dtype(chunk: Tensor) -> torch.dtype:
+    return chunk.dtype if chunk.is_floating_point() else torch.get_default_dtype()
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    return len(shape) <= len(target) and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False)
+    )
