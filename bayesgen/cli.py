@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     options.command = shlex.join(["bayesgen", *words])
     try:
-        return options.run(options)
+        status: int = options.run(options)
+        return status
     except (BayesgenError, OSError) as error:
         print(f"bayesgen: {error}", file=sys.stderr)
         return 1

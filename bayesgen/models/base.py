@@ -72,7 +72,7 @@ class Generator(torch.nn.Module):
         weight = self._weight()
         dtype, device = (None, None) if weight is None else (weight.dtype, weight.device)
         zero = torch.zeros(self.latent_dim, dtype=dtype, device=device)
-        return dist.Normal(zero, torch.ones_like(zero)).to_event(1)
+        return dist.Independent(dist.Normal(zero, torch.ones_like(zero)), 1)
 
     def _weight(self) -> Tensor | None:
         """Any floating-point weight: it tells the generator's dtype and device."""

@@ -103,7 +103,8 @@ def _attempt(
 def _shapes(generator: Generator, z: Tensor) -> float:
     prior = generator.prior()
     _expect("event shape of the prior", tuple(prior.event_shape), (generator.latent_dim,))
-    _expect("dtype of the prior", prior.mean.dtype, z.dtype)
+    if generator._weight() is not None:
+        _expect("dtype of the prior", prior.mean.dtype, z.dtype)
     x = generator(z)
     _expect("shape of G(z)", tuple(x.shape), (len(z), *generator.image_shape))
     _expect("dtype of G(z)", x.dtype, z.dtype)
@@ -121,11 +122,12 @@ def _repetition(generator: Generator, z: Tensor) -> float:
 def _gradient(generator: Generator, z: Tensor) -> float:
     """Compare a directional derivative with its central difference, in double precision."""
     generator, z = copy.deepcopy(generator).double(), z.double()
-    direction = z.flip(0) / z.norm()
+    direction = z.roll(1, 0) / z.norm()
     weights = torch.linspace(-1, 1, generator(z).numel(), dtype=z.dtype, device=z.device)
 
     def scalar(z: Tensor) -> Tensor:
-        return weights @ generator(z).flatten()
+        value: Tensor = generator(z)
+        return weights @ value.flatten()
 
     exact = (_gradient_of(scalar, z) * direction).sum()
     # Fourth order; at this step truncation and rounding are each well below 1e-8.
@@ -137,14 +139,16 @@ def _gradient(generator: Generator, z: Tensor) -> float:
 
 
 def _vmap(generator: Generator, z: Tensor) -> float:
-    def scalar(z: Tensor) -> Tensor:
-        return torch.func.vmap(lambda one: generator(one).square().sum())(z).sum()
-
     def plain(z: Tensor) -> Tensor:
-        return generator(z).square().sum()
+        value: Tensor = generator(z)
+        return value.square().sum()
+
+    def vmapped(z: Tensor) -> Tensor:
+        values: Tensor = torch.func.vmap(plain)(z)
+        return values.sum()
 
     with native_batching(1):
-        value, gradient = torch.func.vmap(generator)(z), _gradient_of(scalar, z)
+        value, gradient = torch.func.vmap(generator)(z), _gradient_of(vmapped, z)
     return max(_distance(value, generator(z)), _distance(gradient, _gradient_of(plain, z)))
 
 
@@ -160,7 +164,7 @@ def _batch_error(
     """Compare the elements of a batch with their values when alone or otherwise arranged."""
     together = function(batch)
     alone = torch.stack([function(element) for element in batch])
-    six = function(batch[:6].unflatten(0, (2, 3)))
+    six = function(batch[:6].reshape(2, 3, *batch.shape[1:]))
     strided = function(batch.repeat_interleave(2, 0)[::2])
     empty = function(batch[:0])
     _expect("shape for one element", tuple(alone.shape[1:]), event)

@@ -51,7 +51,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         If the file is damaged, was not written by bayesgen, or holds something else.
     """
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -60,10 +60,11 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         ) from error
     try:
         header = json.loads(metadata[_KEY])
-    except (KeyError, ValueError) as error:
+        found = header["kind"]
+    except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: a safetensors file, but not from bayesgen") from error
-    if header.get("kind") != kind:
-        raise FileFormatError(f"{path}: expected a {kind}, found a {header.get('kind')}")
+    if found != kind:
+        raise FileFormatError(f"{path}: expected a {kind}, found a {found}")
     return tensors, header
 
 
@@ -124,7 +125,7 @@ def load_generator(path: str | Path) -> VAE:
 def build(header: Mapping[str, Any], path: Path) -> VAE:
     """Make the generator that a header describes, with weights still to be filled in."""
     name, config = header.get("architecture"), header.get("config")
-    if name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise FileFormatError(f"{path}: unknown architecture {name!r}; expected one of {known}")
     try:

@@ -145,7 +145,8 @@ def train(
             losses = _epoch(state, kept, settings, bar, callback)
             validation = _validate(state.average, held_out, settings)
             state.history.append(losses | {f"validation_{k}": v for k, v in validation.items()})
-            bar.write(_describe(state.history, settings.epochs))
+            if progress:
+                bar.write(_describe(state.history, settings.epochs))
             if path is not None:
                 _checkpoint(state, path, identity)
     return state.average, state.history
@@ -184,7 +185,8 @@ def _epoch(
 ) -> Losses:
     """Train on every image once; return the mean losses."""
     total: Losses = {}
-    batches = torch.randperm(len(images), generator=state.rng).split(settings.batch_size)
+    order = torch.randperm(len(images), generator=state.rng)
+    batches = torch.split(order, settings.batch_size)
     steps = settings.epochs * len(batches)
     for batch in batches:
         for group in state.optimiser.param_groups:
@@ -197,7 +199,7 @@ def _epoch(
                 f"try a learning rate below {settings.learning_rate:g}"
             )
         state.optimiser.zero_grad()
-        losses["loss"].backward()
+        torch.autograd.backward(losses["loss"])
         state.optimiser.step()
         state.step += 1
         _follow(state.average, state.model, min(settings.average, state.step / (state.step + 10)))
@@ -243,7 +245,7 @@ def _describe(history: list[Losses], epochs: int) -> str:
 
 
 def _fingerprint(images: Tensor) -> dict[str, Any]:
-    return {"shape": list(images.shape), "crc32": zlib.crc32(images.contiguous().numpy())}
+    return {"shape": list(images.shape), "crc32": zlib.crc32(images.contiguous().numpy().data)}
 
 
 def _checkpoint(state: _State, path: Path, identity: dict[str, Any]) -> None:
@@ -279,13 +281,13 @@ def _restore(state: _State, path: Path, identity: dict[str, Any]) -> None:
                     f"now it is {expected}; resume with the same, or start anew"
                 )
 
-    def part(prefix: str) -> dict[str, Tensor]:
+    def under(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-    fill(state.model, part("model."), path)
-    fill(state.average, part("average."), path)
+    fill(state.model, under("model."), path)
+    fill(state.average, under("average."), path)
     moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in part("adam.").items():
+    for key, tensor in under("adam.").items():
         index, name = key.split(".")
         moments.setdefault(int(index), {})[name] = tensor
     groups = state.optimiser.state_dict()["param_groups"]

@@ -112,10 +112,11 @@ class VAE(Generator):
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode without checks; call the generator itself, ``G(z)``."""
-        return self.decoder(z).sigmoid().unflatten(-1, self.image_shape)
+        logits: Tensor = self.decoder(z)
+        return logits.sigmoid().reshape(*z.shape[:-1], *self.image_shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the encoder's mean: images ``(*batch, *image_shape)`` to ``(*batch, latent_dim)``."""
+        """Return the encoder's mean, ``(*batch, latent_dim)``, for ``(*batch, *image_shape)``."""
         self._check("x", x, self.image_shape)
         return self._posterior(x)[0]
 
