@@ -73,8 +73,8 @@ class Operator(torch.nn.Module):
 
     def __init__(self, domain_shape: Sequence[int], range_shape: Sequence[int]) -> None:
         super().__init__()
-        self.domain_shape = _as_shape("domain_shape", domain_shape)
-        self.range_shape = _as_shape("range_shape", range_shape)
+        self.domain_shape = as_shape("domain_shape", domain_shape)
+        self.range_shape = as_shape("range_shape", range_shape)
         self._known_norm: tuple[float, list[tuple[Tensor, int]]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class Operator(torch.nn.Module):
     __iter__ = None
 
     def __str__(self) -> str:
-        return str(self._get_name())  # type: ignore[no-untyped-call]
+        return str(self._get_name())
 
     def extra_repr(self) -> str:
         """Shapes, for ``repr``."""
@@ -343,7 +343,8 @@ class Selection(Operator):
         return Selection(self.domain_shape, self.indices[indices.to(self.indices.device)])
 
 
-def _as_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+def as_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape as a tuple of Python integers, all positive."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
     if not sizes or any(not isinstance(n, int | np.integer) or n < 1 for n in sizes):
         raise OptionError(f"{name}: expected a tuple of positive integers, got {shape!r}")

@@ -282,7 +282,7 @@ def _value_and_gradient(function: _Map, value: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pullback(function: _Map, at: Tensor, cotangent: Tensor) -> Tensor:
     at = at.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(function(at), at, cotangent)
+    gradient: Tensor = torch.autograd.grad(function(at), at, cotangent)[0]
     return gradient
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
-from bayesgen.operators.base import Operator
+from bayesgen.operators.base import Operator, as_shape
 
 # Up to this many rows or columns the singular values are computed, beyond it iterated.
 _SMALL = 1024
@@ -133,8 +133,9 @@ class GaussianMatrix(Matrix):
         std = rows**-0.5 if std is None else std
         if not (math.isfinite(std) and std > 0):
             raise OptionError(f"std: expected a positive number, got {std}")
+        columns = math.prod(as_shape("domain_shape", domain_shape))
         rng = torch.Generator().manual_seed(seed)
-        entries = torch.randn(rows, math.prod(domain_shape), generator=rng, dtype=torch.float64)
+        entries = torch.randn(rows, columns, generator=rng, dtype=torch.float64)
         super().__init__((std * entries).to(dtype), domain_shape)
 
 
