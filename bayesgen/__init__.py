@@ -5,9 +5,9 @@ Write the inverse problem as a Pyro model, call `infer`, get draws, uncertainty 
 
 from __future__ import annotations
 
-from bayesgen import inference
+from bayesgen import datasets, inference, models, operators
 from bayesgen.infer import infer
 from bayesgen.log_density import LogDensity
 from bayesgen.posterior import Posterior
 
-__all__ = ["LogDensity", "Posterior", "infer", "inference"]
+__all__ = ["LogDensity", "Posterior", "datasets", "infer", "inference", "models", "operators"]

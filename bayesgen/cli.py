@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bayesgen._version import __version__
-from bayesgen.errors import BayesgenError
+from bayesgen.errors import BayesgenError, FileFormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +88,7 @@ def _add_train_vae(parser: argparse.ArgumentParser) -> None:
         default=TrainingSettings.learning_rate,
         help="Adam's step size at its peak",
     )
+    add("--card", type=Path, help="JSON file with more entries for the model card")
     add("--seed", type=int, default=0, help="seed of everything random")
     add("--half", action="store_true", help="store weights in half precision")
     add("--resume", action="store_true", help="continue an interrupted training")
@@ -92,6 +98,7 @@ def _add_train_vae(parser: argparse.ArgumentParser) -> None:
 
 def _train_vae(options: argparse.Namespace) -> int:
     from bayesgen.datasets import read_images
+    from bayesgen.models.evaluation import evaluate
     from bayesgen.models.files import save_generator
     from bayesgen.models.training import TrainingSettings, check_images, train
     from bayesgen.models.vae import VAE
@@ -113,6 +120,8 @@ def _train_vae(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     check_images(images, model.image_shape)
+    test = _test_images(options.data)
+    entries = _read_card(options.card)
     checkpoint = options.out.with_suffix(".checkpoint")
     wall, cpu = time.perf_counter(), time.process_time()
     try:
@@ -130,7 +139,9 @@ def _train_vae(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 130
+    model.standardise(images)
     card = {
+        **entries,
         "command": options.command,
         "images": len(images),
         "losses": history[-1],
@@ -139,7 +150,29 @@ def _train_vae(options: argparse.Namespace) -> int:
             "cpu": round(time.process_time() - cpu),
         },
     }
+    if test is not None:
+        card["evaluation"] = evaluate(model, test) | {"on": f"first {len(test)} test images"}
     save_generator(model, options.out, card=card, half=options.half)
     checkpoint.unlink()
-    print(f"wrote {options.out}: {card['losses']}")
+    print(f"wrote {options.out}: {card.get('evaluation', card['losses'])}")
     return 0
+
+
+def _test_images(data: Path) -> Tensor | None:
+    """Images not trained on, if the data has any."""
+    from bayesgen.datasets import mnist
+
+    try:
+        return mnist(data, "test")[:500]
+    except FileNotFoundError:
+        return None
+
+
+def _read_card(path: Path | None) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text()) if path else {}
+    except ValueError as error:
+        raise FileFormatError(f"{path}: not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        raise FileFormatError(f"{path}: expected a JSON object, got {type(entries).__name__}")
+    return entries

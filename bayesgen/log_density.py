@@ -96,7 +96,7 @@ class LogDensity:
         leaves, self._tree = pytree.tree_flatten((args, kwargs))
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._constants = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-        self._data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self._data = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         self.num_problems = _count_problems(model, args, kwargs) if batched else None
         first_args, first_kwargs = self._arguments([d[0] for d in self._data] if batched else None)
         self.sites = _read_model(model, first_args, first_kwargs)

@@ -276,10 +276,10 @@ def _prior_trace(
         with isolated(seed), pyro.validation_enabled(True), torch.no_grad():
             trace = poutine.trace(FixedParameters()(model)).get_trace(*args, **kwargs)
     except BayesgenError as error:
-        raise type(error)(f"{blame(model, error)}: {error}") from error
+        raise type(error)(f"{blame(model, error)}: {_own_words(error)}") from error
     except Exception as error:
         raise ModelError(
-            f"model failed {blame(model, error)}: {type(error).__name__}: {error}"
+            f"model failed {blame(model, error)}: {type(error).__name__}: {_own_words(error)}"
         ) from error
     for name, site in trace.nodes.items():
         if site["type"] != "sample":
@@ -292,6 +292,11 @@ def _prior_trace(
             )
         site["value"] = detach_provenance(site["value"])
     return trace
+
+
+def _own_words(error: BaseException) -> str:
+    """The message without the table of sites that Pyro appends to it."""
+    return str(error).split("\nTrace Shapes:")[0].strip()
 
 
 def _latent_sites(nodes: dict[str, dict[str, Any]]) -> dict[str, Site]:

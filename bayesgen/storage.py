@@ -291,7 +291,7 @@ def _tensors(dataset: xarray.Dataset) -> dict[str, Tensor]:
         if "problem" in variable.dims:
             variable = variable.transpose("problem", ...)
         site = str(variable.attrs.get("site", name))
-        tensors[site] = torch.from_numpy(np.ascontiguousarray(variable.values))
+        tensors[site] = torch.from_numpy(np.array(variable.values, order="C"))
     return tensors
 
 

@@ -56,7 +56,7 @@ def simplex_and_interval(y: Tensor) -> None:
 
 def factors_and_masks(y: Tensor) -> None:
     z = pyro.sample("z", dist.StudentT(3.0, zeros(4), 1.0).to_event(1))
-    pyro.factor("energy", -z.square().sum() ** 2)
+    pyro.factor("energy", -(z.square().sum() ** 2))
     with pyro.poutine.scale(scale=0.5), pyro.poutine.mask(mask=torch.arange(6) > 2):
         pyro.sample("y", dist.Normal(MATRIX @ z, 1.0), obs=y)
 
@@ -327,7 +327,7 @@ def test_discrete_sites_are_refused_with_the_remedy() -> None:
         k = pyro.sample("k", dist.Bernoulli(0.5))
         pyro.sample("y", dist.Normal(k.double(), 1.0).expand([6]).to_event(1), obs=y)
 
-    with pytest.raises(ModelError, match="'k'.*discrete.*MixtureSameFamily"):
+    with pytest.raises(ModelError, match=r"'k'.*discrete.*MixtureSameFamily"):
         LogDensity(model, DATA)
 
 
@@ -337,7 +337,7 @@ def test_supports_that_depend_on_other_sites_are_refused_with_the_remedy() -> No
         b = pyro.sample("b", dist.Uniform(zeros(()), a))
         pyro.sample("y", dist.Normal(b, 1.0).expand([6]).to_event(1), obs=y)
 
-    with pytest.raises(ModelError, match="'b'.*support depends"):
+    with pytest.raises(ModelError, match=r"'b'.*support depends"):
         LogDensity(model, DATA)
 
 
@@ -372,7 +372,7 @@ def test_nothing_latent_or_nothing_observed_is_refused() -> None:
 
     with pytest.raises(ModelError, match="no latent site"):
         LogDensity(no_latent, DATA)
-    with pytest.raises(ModelError, match="no observed site.*passed on to infer"):
+    with pytest.raises(ModelError, match=r"no observed site.*passed on to infer"):
         LogDensity(no_data)
 
 
@@ -428,7 +428,7 @@ def test_batched_arguments_must_agree() -> None:
         pyro.sample("y", dist.Normal(z, scale).to_event(1), obs=y)
 
     data, one = DATA.expand(3, 6), torch.ones((), dtype=float64)
-    with pytest.raises(ShapeError, match="different leading axes.*'y': 3.*'scale': 2"):
+    with pytest.raises(ShapeError, match=r"different leading axes.*'y': 3.*'scale': 2"):
         LogDensity(model, data, one.expand(2), batched=True)
     with pytest.raises(ShapeError, match="'scale' has no leading axis"):
         LogDensity(model, data, one, batched=True)

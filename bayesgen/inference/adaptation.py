@@ -96,28 +96,43 @@ class PooledVariance(NamedTuple):
         return variance * (n / (n + 5.0)) + 1e-3 * (5.0 / (n + 5.0))
 
 
-def slow_window_ends(warmup: int) -> list[int]:
-    """Iterations after which the scales are re-estimated (the schedule of Stan).
+class Schedule(NamedTuple):
+    """Phases of warm-up, after Stan's.
 
-    The first 15 % find the typical set, the last 10 % settle the step size; in between, windows
-    double in length, each starting its estimate afresh.
-
-    Examples
-    --------
-    >>> slow_window_ends(500)
-    [99, 149, 249, 449]
-    >>> slow_window_ends(10)
-    []
+    Attributes
+    ----------
+    search
+        Iterations in which every chain has its own step size and finds the typical set. A chain
+        that starts far out needs a far smaller step than the others; with a shared one it would
+        never move.
+    window_ends
+        Last iterations of the windows that estimate scales, each about twice as long as the one
+        before and starting afresh. After the last one only the step size is tuned.
     """
-    if warmup < 20:
-        return []
-    first, last = min(75, int(0.15 * warmup)), min(50, int(0.1 * warmup))
-    ends, begin, length = [], first, 25
-    while begin < warmup - last:
-        end = begin + length
-        # The final window takes what is left, rather than leaving a short one behind.
-        if end + 2 * length > warmup - last:
-            end = warmup - last
-        ends.append(end - 1)
-        begin, length = end, 2 * length
-    return ends
+
+    search: int
+    window_ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, warmup: int) -> Schedule:
+        """15 % search, windows, 10 % step size; without windows if there is no room for them.
+
+        Examples
+        --------
+        >>> Schedule.of(500)
+        Schedule(search=75, window_ends=(99, 149, 249, 449))
+        >>> Schedule.of(10)
+        Schedule(search=5, window_ends=())
+        """
+        if warmup < 20:
+            return cls(warmup // 2, ())
+        search, last = min(75, int(0.15 * warmup)), min(50, int(0.1 * warmup))
+        ends, begin, length = [], search, 25
+        while begin < warmup - last:
+            end = begin + length
+            # The final window takes what is left, rather than leaving a short one behind.
+            if end + 2 * length > warmup - last:
+                end = warmup - last
+            ends.append(end - 1)
+            begin, length = end, 2 * length
+        return cls(search, tuple(ends))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import OptionError
-from bayesgen.inference.adaptation import DualAveraging, PooledVariance, slow_window_ends
+from bayesgen.inference.adaptation import DualAveraging, PooledVariance, Schedule
 from bayesgen.inference.base import Sampler, check_count, check_positive
 from bayesgen.types import Density
 
@@ -27,7 +27,8 @@ class HMCState(NamedTuple):
     position, log_prob, gradient
         Current points ``(*problems, chains, num_dims)``, their log density and its gradient.
     step_size
-        ``(*problems, 1, 1)``.
+        ``(*problems, 1, 1)``; one for each chain, ``(*problems, chains, 1)``, until warm-up has
+        found the typical set.
     inverse_mass
         Diagonal of the inverse mass matrix, an estimate of the posterior variances,
         ``(*problems, 1, num_dims)``.
@@ -151,7 +152,9 @@ def hamiltonian_init(
     """State at ``position`` with unit masses."""
     log_prob, gradient = log_density.value_and_grad(position)
     inverse_mass = torch.ones_like(position[..., :1, :])
-    step = torch.full_like(position[..., :1, :1], step_size or 0.1)
+    # The search of warm-up gives every chain its own step; a step that is given is for all.
+    one = position[..., :1] if step_size is None else position[..., :1, :1]
+    step = torch.full_like(one, step_size or 0.1)
     averaging, variance = DualAveraging.start(step), PooledVariance.start(position)
     state = HMCState(position, log_prob, gradient, step, inverse_mass, averaging, variance)
     return state if step_size else _with_step(state, _reasonable_step(log_density, state, target))
@@ -187,21 +190,25 @@ def hamiltonian_adapt(
     state: HMCState, info: HMCInfo, iteration: int, warmup: int, target: float, adapt_mass: bool
 ) -> HMCState:
     """One update of dual averaging; at the ends of windows new masses and a fresh start of it."""
-    acceptance = info.acceptance_rate.mean(-1)[..., None, None]
+    schedule = Schedule.of(warmup)
+    acceptance = info.acceptance_rate[..., None]
+    if state.step_size.shape != acceptance.shape:
+        acceptance = acceptance.mean(-2, keepdim=True)
     averaging = state.averaging.update(acceptance, target)
     state = state._replace(averaging=averaging, step_size=averaging.log_step.exp())
-    ends = slow_window_ends(warmup) if adapt_mass else []
-    if ends and min(75, int(0.15 * warmup)) <= iteration <= ends[-1]:
-        variance = state.variance.update(state.position)
-        state = state._replace(variance=variance)
-        if iteration in ends:
-            new = variance.estimate()
-            # Keep the step's length in the posterior's space: the masses change its units.
-            units = (state.inverse_mass / new).log().mean(-1, keepdim=True).mul(0.5).exp()
-            state = _with_step(state, averaging.log_average.exp() * units)
-            state = state._replace(inverse_mass=new, variance=PooledVariance.start(state.position))
+    if iteration >= schedule.search and adapt_mass:
+        state = state._replace(variance=state.variance.update(state.position))
+    if iteration == schedule.search - 1:
+        state = _with_step(state, averaging.log_average.mean(-2, keepdim=True).exp())
+    elif iteration in schedule.window_ends and adapt_mass:
+        new = state.variance.estimate()
+        # Keep the step's length in the posterior's space: the masses change its units.
+        units = (state.inverse_mass / new).log().mean(-1, keepdim=True).mul(0.5).exp()
+        state = _with_step(state, averaging.log_average.exp() * units)
+        state = state._replace(inverse_mass=new, variance=PooledVariance.start(state.position))
     if iteration == warmup - 1:
-        state = state._replace(step_size=state.averaging.log_average.exp())
+        step = state.averaging.log_average.mean(-2, keepdim=True).exp()
+        state = state._replace(step_size=step)
     return state
 
 
@@ -228,7 +235,7 @@ def _kinetic(momentum: Tensor, state: HMCState) -> Tensor:
 
 
 def _reasonable_step(log_density: Density, state: HMCState, target: float) -> Tensor:
-    """Double or halve each problem's step until one leapfrog step crosses the target."""
+    """Double or halve each chain's step until one leapfrog step crosses the target."""
     # The momenta are those of a fixed stream: the answer is a starting point, not a draw.
     rng = torch.Generator(state.position.device).manual_seed(0)
     momentum = _like(torch.randn, state.position, rng)
@@ -237,7 +244,7 @@ def _reasonable_step(log_density: Density, state: HMCState, target: float) -> Te
         _, log_prob, _, end = _leapfrog(log_density, state, momentum, 1)
         change = log_prob - _kinetic(end, state) - state.log_prob + _kinetic(momentum, state)
         change = torch.where(torch.isfinite(change), change, -math.inf).clamp(max=0.0)
-        move = torch.where(change.exp().mean(-1)[..., None, None] > target, 1.0, -1.0)
+        move = torch.where(change.exp()[..., None] > target, 1.0, -1.0)
         move = torch.where(direction * move < 0, 0.0, move)
         crossed = (direction * move == 0) & (direction != 0)
         if bool(crossed.all()):

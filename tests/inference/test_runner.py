@@ -1,0 +1,149 @@
+"""The loop: shapes, thinning, seeds, interruption, batches of problems, bad starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bayesgen.errors import ModelError
+from bayesgen.inference import HMC, MALA, MAP, METHODS, Method, Sampler, Step
+from bayesgen.inference.checks import GaussianTarget
+from bayesgen.inference.runner import Run, run_optimiser, run_sampler
+
+TARGET = GaussianTarget.with_condition(3, 10.0)
+# Every method; one that is missing fails the suite.
+ALL: dict[str, Method] = {"hmc": HMC(), "mala": MALA(), "map": MAP()}
+
+
+def run(method: Method, start: Tensor, seed: int = 0, **options: object) -> Run:
+    rng = torch.Generator().manual_seed(seed)
+    if isinstance(method, Sampler):
+        options = {"draws": 6, "warmup": 30, **options}
+        return run_sampler(method, TARGET, start, rng, **options)  # type: ignore[arg-type]
+    return run_optimiser(method, TARGET, start, rng, **options)  # type: ignore[arg-type]
+
+
+def test_every_method_is_listed() -> None:
+    assert set(ALL) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("lead", [(1,), (4,), (2, 3), (5, 1)])
+def test_shapes(name: str, lead: tuple[int, ...]) -> None:
+    start = torch.zeros(*lead, 3, dtype=torch.float64)
+    result = run(ALL[name], start)
+    draws = result.position.shape[-2]
+    assert result.position.shape == (*lead, draws, 3)
+    assert result.log_prob.shape == (*lead, draws)
+    assert all(value.shape == (*lead, draws) for value in result.stats.values())
+    assert result.num_evaluations > 0 and not result.interrupted
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_draws(name: str) -> None:
+    start = torch.ones(4, 3, dtype=torch.float64)
+    first, again, other = (run(ALL[name], start, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.position, again.position)
+    assert isinstance(ALL[name], MAP) or not torch.equal(first.position, other.position)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_starts_may_be_views(name: str) -> None:
+    start = torch.ones(1, 3, dtype=torch.float64).expand(4, 3)
+    transposed = torch.ones(3, 4, dtype=torch.float64).T
+    assert torch.equal(run(ALL[name], start).position, run(ALL[name], transposed).position)
+    assert bool((start == 1).all())
+
+
+@pytest.mark.parametrize("name", ["hmc", "mala"])
+def test_problems_adapt_on_their_own(name: str) -> None:
+    """A problem's warm-up must not depend on what it is batched with, but for the noise."""
+
+    class Scaled:
+        """Two Gaussians, one a hundred times wider than the other."""
+
+        num_dims = 2
+
+        def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
+            scale = torch.tensor([1.0, 100.0], dtype=torch.float64)[:, None, None]
+            return -0.5 * (v / scale).square().sum(-1), -v / scale**2
+
+    start = torch.randn(2, 16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    result = run_sampler(ALL[name], Scaled(), start, rng, draws=200, warmup=300)  # type: ignore[arg-type]
+    width = result.state.inverse_mass.sqrt().mean(-1).flatten()
+    assert 50 < float(width[1] / width[0]) < 200
+    acceptance = result.stats["acceptance_rate"].mean((1, 2))
+    assert bool(((acceptance > 0.4) & (acceptance < 0.98)).all())
+
+
+def test_thinning_keeps_every_kth_step() -> None:
+    start = torch.zeros(2, 3, dtype=torch.float64)
+    full = run(HMC(), start, draws=6)
+    thinned = run(HMC(), start, draws=3, thin=2)
+    assert torch.equal(thinned.position, full.position[:, 1::2])
+
+
+def test_monitors_see_every_step() -> None:
+    seen: list[Step] = []
+    run(HMC(), torch.zeros(2, 3, dtype=torch.float64), draws=3, warmup=4, monitor=seen.append)
+    assert [(s.phase, s.iteration, s.total) for s in seen] == [
+        *(("warm-up", i, 4) for i in range(4)),
+        *(("sampling", i, 3) for i in range(3)),
+    ]
+
+
+def test_adaptation_ends_with_warm_up() -> None:
+    steps: list[float] = []
+    run(
+        HMC(),
+        torch.zeros(4, 3, dtype=torch.float64),
+        draws=20,
+        monitor=lambda s: steps.append(float(s.state.step_size)) if s.phase == "sampling" else None,
+    )
+    assert len(set(steps)) == 1
+
+
+def interrupt(phase: str, iteration: int) -> object:
+    def monitor(step: Step) -> None:
+        if (step.phase, step.iteration) == (phase, iteration):
+            raise KeyboardInterrupt
+
+    return monitor
+
+
+def test_an_interrupted_run_returns_what_was_drawn() -> None:
+    start = torch.zeros(2, 3, dtype=torch.float64)
+    full = run(HMC(), start, draws=10)
+    part = run(HMC(), start, draws=10, monitor=interrupt("sampling", 3))
+    assert part.interrupted and part.position.shape == (2, 4, 3)
+    assert torch.equal(part.position, full.position[:, :4])
+    assert all(value.shape == (2, 4) for value in part.stats.values())
+
+
+def test_an_interrupt_before_the_first_draw_passes_through() -> None:
+    start = torch.zeros(2, 3, dtype=torch.float64)
+    with pytest.raises(KeyboardInterrupt):
+        run(HMC(), start, monitor=interrupt("warm-up", 2))
+    with pytest.raises(KeyboardInterrupt):
+        run(HMC(), start, thin=5, draws=2, monitor=interrupt("sampling", 1))
+
+
+def test_an_interrupted_optimiser_returns_where_it_was() -> None:
+    start = torch.full((2, 3), 5.0, dtype=torch.float64)
+    part = run(MAP(solver="adam"), start, monitor=interrupt("optimising", 2))
+    assert part.interrupted and part.stats["n_steps"].tolist() == [[3], [3]]
+    assert not bool(part.stats["converged"].any())
+
+
+def test_starts_outside_the_domain_are_refused() -> None:
+    class Half:
+        num_dims = 1
+
+        def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
+            return v[..., 0].log(), 1 / v
+
+    start = torch.tensor([[1.0], [-1.0], [2.0]])
+    with pytest.raises(ModelError, match="1 of 3 starting points"):
+        run_sampler(HMC(), Half(), start, torch.Generator(), draws=1, warmup=0)
