@@ -29,7 +29,7 @@ Start = str | Method | dict[str, Tensor] | Posterior
 
 
 @strict_options
-def infer(  # noqa: PLR0913  the one door: every setting that is not the method's own
+def infer(
     model: Model,
     *args: Any,
     method: str | Method = "hmc",

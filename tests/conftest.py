@@ -15,13 +15,13 @@ def global_state_is_untouched() -> Iterator[None]:
     """The package may read none of the process's global state and change none of it."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch_rng = torch.get_rng_state()
-    numpy_rng = np.random.get_state()[1].copy()  # type: ignore[index, union-attr] # noqa: NPY002
+    numpy_rng = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
     options, params = np.get_printoptions(), dict(pyro.get_param_store())
     yield
     assert torch.get_default_dtype() is dtype, "the default dtype was changed"
     assert torch.get_num_threads() == threads, "the number of threads was changed"
     assert torch.equal(torch.get_rng_state(), torch_rng), "torch's global RNG was disturbed"
-    now = np.random.get_state()[1]  # type: ignore[index] # noqa: NPY002
+    now = np.random.get_state()[1]  # type: ignore[index]
     assert np.array_equal(now, numpy_rng), "numpy's global RNG was disturbed"
     assert np.get_printoptions() == options, "numpy's print options were changed"
     assert dict(pyro.get_param_store()) == params, "Pyro's parameter store was changed"

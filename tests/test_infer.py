@@ -77,7 +77,7 @@ def test_start_at_map_begins_near_the_optimum() -> None:
     assert (posterior.draws("z") - best).abs().max() < 1e-2
     assert posterior.attributes["start"] == "map"
     again = infer(
-        start=MAP(solver="adam"), warmup=0, draws=1, method=HMC(step_size=1e-4, max_steps=1)
+        start=MAP(max_iterations=300), warmup=0, draws=1, method=HMC(step_size=1e-4, max_steps=1)
     )
     assert (again.draws("z") - best).abs().max() < 1e-2
 

@@ -22,8 +22,6 @@ class SolverState(NamedTuple):
     ----------
     position, log_prob, gradient
         Current point ``(*batch, n)``, minus the objective, and the objective's gradient.
-    threshold
-        Gradient norm at which a row has converged.
     stopped, converged
         Whether a row moves no more, and whether that is because it has arrived.
     n_steps
@@ -35,7 +33,6 @@ class SolverState(NamedTuple):
     position: Tensor
     log_prob: Tensor
     gradient: Tensor
-    threshold: Tensor
     stopped: Tensor
     converged: Tensor
     n_steps: Tensor
@@ -47,6 +44,9 @@ class SolverSettings(Protocol):
 
     @property
     def learning_rate(self) -> float: ...
+
+    @property
+    def tolerance(self) -> float: ...
 
 
 class GradientDescent:
@@ -69,7 +69,9 @@ class GradientDescent:
         return cls.Memory(torch.ones_like(position[..., 0]))
 
     @classmethod
-    def step(cls, objective: Objective, state: SolverState, _: SolverSettings) -> SolverState:
+    def step(
+        cls, objective: Objective, state: SolverState, settings: SolverSettings
+    ) -> SolverState:
         """Backtrack until every row has decreased enough, then move."""
         value, squared = -state.log_prob, state.gradient.square().sum(-1)
         lipschitz, pending = state.memory.lipschitz, ~state.stopped
@@ -79,7 +81,7 @@ class GradientDescent:
             trial_value, trial_gradient = objective(trial)
             # <g, dx> + L/2 |dx|^2 with dx = -g/L.
             enough = pending & (trial_value <= value - 0.5 * squared / lipschitz)
-            new = move(new, enough, trial, trial_value, trial_gradient)
+            new = move(new, enough, trial, trial_value, trial_gradient, settings.tolerance)
             pending = pending & ~enough
             lipschitz = torch.where(pending, lipschitz * cls.grow, lipschitz)
             lost = pending & (lipschitz > cls.largest)
@@ -125,7 +127,7 @@ class Adam:
         point = memory.point - settings.learning_rate * update
         value, gradient = objective(point)
         better = ~state.stopped & (value < -state.log_prob)
-        new = move(state, better, point, value, gradient)
+        new = move(state, better, point, value, gradient, settings.tolerance)
         steps = torch.where(state.stopped, state.n_steps, state.n_steps + 1)
         memory = cls.Memory(first, second, point, gradient, count)
         return new._replace(n_steps=steps, memory=memory)
@@ -152,7 +154,9 @@ class LBFGS:
         return cls.Memory(pairs, pairs, products, torch.zeros_like(position[..., 0]))
 
     @classmethod
-    def step(cls, objective: Objective, state: SolverState, _: SolverSettings) -> SolverState:
+    def step(
+        cls, objective: Objective, state: SolverState, settings: SolverSettings
+    ) -> SolverState:
         """Quasi-Newton direction, backtracking, and an update of the history."""
         direction = cls._direction(state)
         slope = (direction * state.gradient).sum(-1)
@@ -160,7 +164,7 @@ class LBFGS:
         uphill = slope >= 0
         direction = torch.where(uphill[..., None], -state.gradient, direction)
         slope = torch.where(uphill, -state.gradient.square().sum(-1), slope)
-        new = cls._line_search(objective, state, direction, slope)
+        new = cls._line_search(objective, state, direction, slope, settings.tolerance)
         moved = new.n_steps > state.n_steps
         memory = cls._remember(state, new, moved)
         # A failed search first forgets the curvature; failing again, the row has arrived at the
@@ -200,7 +204,12 @@ class LBFGS:
 
     @classmethod
     def _line_search(
-        cls, objective: Objective, state: SolverState, direction: Tensor, slope: Tensor
+        cls,
+        objective: Objective,
+        state: SolverState,
+        direction: Tensor,
+        slope: Tensor,
+        tolerance: float,
     ) -> SolverState:
         value, pending, new = -state.log_prob, ~state.stopped, state
         step = torch.ones_like(value)
@@ -210,7 +219,7 @@ class LBFGS:
             trial = state.position + step[..., None] * direction
             trial_value, trial_gradient = objective(trial)
             enough = pending & (trial_value < value + cls.armijo * step * slope)
-            new = move(new, enough, trial, trial_value, trial_gradient)
+            new = move(new, enough, trial, trial_value, trial_gradient, tolerance)
             pending = pending & ~enough
             # Minimum of the parabola through what is known, kept within [0.1, 0.5] of the step.
             excess = trial_value - value - step * slope
@@ -237,11 +246,16 @@ SOLVERS: dict[str, Any] = {"lbfgs": LBFGS, "adam": Adam, "gradient-descent": Gra
 
 
 def move(
-    state: SolverState, rows: Tensor, position: Tensor, value: Tensor, gradient: Tensor
+    state: SolverState,
+    rows: Tensor,
+    position: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    tolerance: float,
 ) -> SolverState:
     """``state`` with ``rows`` moved to a new point and tested for convergence."""
     new_gradient = torch.where(rows[..., None], gradient, state.gradient)
-    arrived = rows & (new_gradient.norm(dim=-1) <= state.threshold)
+    arrived = rows & (new_gradient.norm(dim=-1) <= tolerance)
     return state._replace(
         position=torch.where(rows[..., None], position, state.position),
         log_prob=torch.where(rows, -value, state.log_prob),

@@ -42,7 +42,7 @@ def test_quadratic_to_its_maximum(solver: str, rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize("solver", ["lbfgs", "gradient-descent"])
 def test_banana_to_gradient_tolerance(solver: str, rng: torch.Generator) -> None:
-    method = MAP(solver=solver, max_iterations=50_000, tolerance=1e-10)
+    method = MAP(solver=solver, max_iterations=50_000, tolerance=1e-8)
     run = run_optimiser(method, Banana(), starts(5, 2), rng)
     torch.testing.assert_close(run.position[:, 0], torch.ones(5, 2).double(), rtol=1e-6, atol=1e-6)
 
