@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayesgen._version import __version__
-from bayesgen.errors import BayesgenError, FileFormatError
+from bayesgen.errors import BayesgenError, FileFormatError, OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +103,8 @@ def _train_vae(options: argparse.Namespace) -> int:
     from bayesgen.models.training import TrainingSettings, check_images, train
     from bayesgen.models.vae import VAE
 
+    if options.out.is_dir():
+        raise OptionError(f"--out: expected a file to write, but {options.out} is a folder")
     settings = TrainingSettings(
         epochs=options.epochs,
         batch_size=options.batch_size,
@@ -122,7 +124,7 @@ def _train_vae(options: argparse.Namespace) -> int:
     check_images(images, model.image_shape)
     test = _test_images(options.data)
     entries = _read_card(options.card)
-    checkpoint = options.out.with_suffix(".checkpoint")
+    checkpoint = options.out.with_name(options.out.name + ".checkpoint")
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         model, history = train(

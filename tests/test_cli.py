@@ -38,6 +38,33 @@ def test_train(data: Path) -> None:
     assert set(data.parent.iterdir()) == {data, out}
 
 
+def test_a_folder_with_test_images_is_evaluated_and_the_card_completed(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    for prefix, number in (("train", 1100), ("t10k", 30)):
+        images = torch.randint(256, (number, 8, 8), generator=rng)
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", images)
+    (tmp_path / "card.json").write_text('{"licence": "none"}')
+    assert (
+        main(arguments(tmp_path / "mnist", f"--data={tmp_path}", f"--card={tmp_path}/card.json"))
+        == 0
+    )
+    card = load(tmp_path / "out.safetensors").card
+    assert card["licence"] == "none"
+    assert card["evaluation"]["on"] == "first 30 test images"
+    assert card["evaluation"]["reconstruction_psnr"] >= card["evaluation"]["encoder_psnr"]
+
+
+def test_a_damaged_card_is_noticed_before_training(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = data.parent / "card.json"
+    for text in ("{", "[]"):
+        card.write_text(text)
+        assert main(arguments(data, f"--card={card}")) == 1
+        assert str(card) in capsys.readouterr().err
+    assert set(data.parent.iterdir()) == {data, card}
+
+
 def test_interrupted_training_resumes(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +85,8 @@ def test_interrupted_training_resumes(
     assert main(arguments(data)) == 130
     assert "continue with --resume" in capsys.readouterr().err
     assert not out.exists()
+    assert main(arguments(data)) == 1
+    assert "holds an unfinished training; resume it" in capsys.readouterr().err
     assert main(arguments(data, "--resume")) == 0
     resumed = load(out)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
@@ -72,6 +101,7 @@ def test_interrupted_training_resumes(
         (["--epochs", "0"], "epochs: expected at least 1"),
         (["--noise-level", "-1"], "noise_level: expected a positive number"),
         (["--resume"], "no checkpoint at"),
+        (["--out", "/"], "--out: expected a file to write, but / is a folder"),
         (["--data", "/nowhere"], "expected a folder with the MNIST files"),
     ],
 )

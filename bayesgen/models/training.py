@@ -48,9 +48,9 @@ class TrainingSettings:
         Seed of validation split, order of images and random latent vectors.
     """
 
-    epochs: int = 50
+    epochs: int = 30
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     average: float = 0.999
     validation: int = 1000
     seed: int = 0
@@ -91,6 +91,8 @@ def train(
 ) -> tuple[VAE, list[Losses]]:
     """Train a model on images and return the moving average of its weights.
 
+    The command line then calls `VAE.standardise`, so that the prior fits as well as it can.
+
     Parameters
     ----------
     model
@@ -100,7 +102,8 @@ def train(
     settings
         How to train; the default is `TrainingSettings()`.
     checkpoint
-        File for the state of the training.
+        File for the state of the training. It must not exist unless ``resume`` is set, and is
+        left for the caller to delete.
     resume
         Continue from ``checkpoint`` instead of starting anew.
     progress
@@ -137,6 +140,10 @@ def train(
             raise OptionError("resume: give the checkpoint to resume from")
         _restore(state, path, identity)
     elif path is not None:
+        if path.exists():
+            raise OptionError(
+                f"checkpoint: {path} holds an unfinished training; resume it or delete the file"
+            )
         _checkpoint(state, path, identity)
 
     steps_per_epoch = math.ceil(len(kept) / settings.batch_size)
@@ -154,6 +161,11 @@ def train(
 
 def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
     """Refuse images that cannot be trained on, and say what to do about it."""
+    if not isinstance(images, Tensor):
+        raise DtypeError(
+            f"images: expected one tensor, got {type(images).__name__}; resize images of unequal "
+            "size and join them with torch.stack"
+        )
     if not images.is_floating_point():
         raise DtypeError(f"images: expected floating point in [0, 1], got {images.dtype}")
     if tuple(images.shape[1:]) != image_shape or len(images) == 0:

@@ -167,6 +167,7 @@ def test_resuming_something_else_is_refused(model: VAE, images: Tensor, tmp_path
         (lambda x: 255 * x, DataError, r"found 0 to 255; scale them, for example images / 255"),
         (lambda x: x - 0.5, DataError, r"found -0.5 to 0.5"),
         (lambda x: x / 0, DataError, "NaN or infinity"),
+        (list, DtypeError, r"expected one tensor, got list; resize images of unequal size"),
         (lambda x: x.byte(), DtypeError, "got torch.uint8"),
         (lambda x: x[:, :-1], ShapeError, r"expected shape \(N, 8, 8\), got \(120, 7, 8\)"),
         (lambda x: x[:0], ShapeError, r"got \(0, 8, 8\)"),

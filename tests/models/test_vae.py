@@ -64,6 +64,25 @@ def _gauss_hermite(order: int) -> tuple[Any, Any]:
     return nodes, weights / math.sqrt(2 * math.pi)
 
 
+def test_standardising_changes_coordinates_only(vae: VAE, rng: torch.Generator) -> None:
+    images = torch.rand(2500, 8, 12, generator=rng, dtype=torch.float64) ** 2
+    before = vae(vae.encode(images))
+    vae.standardise(images)
+    torch.testing.assert_close(vae(vae.encode(images)), before)
+    mean = vae.encode(images).mean(0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-10)
+
+
+def test_standardised_encodings_are_standard_normal_to_second_order(rng: torch.Generator) -> None:
+    """With a sharp encoder the aggregate covariance is that of the encoder's means."""
+    vae = VAE((8, 12), latent_dim=3, width=16, channels=4).double()
+    vae.encoder[-1].bias.data[3:] = -20  # type: ignore[index, union-attr]
+    images = torch.rand(2500, 8, 12, generator=rng, dtype=torch.float64) ** 2
+    vae.standardise(images)
+    covariance = torch.cov(vae.encode(images).T, correction=0)
+    torch.testing.assert_close(covariance, torch.eye(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
