@@ -61,7 +61,7 @@ def native_batch(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     [(5, 3)]
     """
     depth = _vmap_depth.get()
-    return _NativeBatch.apply(fn, depth, x) if depth else fn(x)  # type: ignore[no-untyped-call, no-any-return]
+    return _NativeBatch.apply(fn, depth, x) if depth else fn(x)
 
 
 class _NativeBatch(torch.autograd.Function):
@@ -78,13 +78,13 @@ class _NativeBatch(torch.autograd.Function):
         ctx.save_for_backward(inputs[2])
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        _, vjp = torch.func.vjp(ctx.fn, x)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None, Tensor]:
+        x = ctx.saved_tensors[0]
+        vjp: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(ctx.fn, x)[1]
         return None, None, vjp(grad_outputs[0])[0]
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any,
         in_dims: tuple[None, None, int],
         fn: Callable[[Tensor], Tensor],
@@ -93,5 +93,5 @@ class _NativeBatch(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         batch = x.movedim(in_dims[2], 0)
         if depth > 1:
-            return _NativeBatch.apply(fn, depth - 1, batch), 0  # type: ignore[no-untyped-call]
+            return _NativeBatch.apply(fn, depth - 1, batch), 0
         return fn(batch), 0

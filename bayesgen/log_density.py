@@ -322,7 +322,8 @@ class LogDensity:
         data = None if self.num_problems is None else [d[problem] for d in self._data]
         args, kwargs = self._arguments(data)
         trace = poutine.trace(FixedParameters()(self.model)).get_trace(*args, **kwargs)
-        return self.unconstrain({name: trace.nodes[name]["value"] for name in self.sites.latent})
+        nodes: Mapping[str, Any] = trace.nodes
+        return self.unconstrain({name: nodes[name]["value"] for name in self.sites.latent})
 
     def problem(self, index: int) -> LogDensity:
         """The log density of one problem of a batch."""

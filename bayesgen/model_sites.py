@@ -14,7 +14,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -151,7 +151,7 @@ def isolated(seed: int | None = None) -> Iterator[None]:
         yield
 
 
-class FixedParameters(Messenger):  # type: ignore[misc]
+class FixedParameters(Messenger):
     """Gives ``pyro.param`` and ``pyro.module`` statements their current values, as constants.
 
     Left alone they would ask for gradients, which is not allowed under vmap, and would register
@@ -236,7 +236,7 @@ def _scaled(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
 def _sample_nodes(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
-            yield name, site
+            yield name, dict(site)
 
 
 def _is_data(site: dict[str, Any]) -> bool:
@@ -290,7 +290,7 @@ def _prior_trace(
                 f"plate {name!r}: takes {fn.subsample_size} of {fn.size} at random. A posterior "
                 "needs all of the data: remove subsample_size."
             )
-        site["value"] = detach_provenance(site["value"])
+        site["value"] = detach_provenance(cast(Tensor, site["value"]))
     return trace
 
 

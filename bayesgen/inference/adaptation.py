@@ -25,7 +25,7 @@ class DualAveraging(NamedTuple):
         Running mean of (target - acceptance).
     centre
         Value towards which ``log_step`` is drawn.
-    count
+    updates
         Number of updates so far.
     """
 
@@ -33,7 +33,7 @@ class DualAveraging(NamedTuple):
     log_average: Tensor
     error: Tensor
     centre: Tensor
-    count: int
+    updates: int
 
     @classmethod
     def start(cls, step: Tensor) -> DualAveraging:
@@ -44,13 +44,13 @@ class DualAveraging(NamedTuple):
 
     def update(self, acceptance: Tensor, target: float) -> DualAveraging:
         """Hoffman and Gelman (2014), equation 6, with gamma 0.05, t0 10, kappa 0.75."""
-        count = self.count + 1
-        weight = 1.0 / (count + 10.0)
+        updates = self.updates + 1
+        weight = 1.0 / (updates + 10.0)
         error = (1.0 - weight) * self.error + weight * (target - acceptance)
-        log_step = self.centre - error * count**0.5 / 0.05
-        decay = count**-0.75
+        log_step = self.centre - error * updates**0.5 / 0.05
+        decay = updates**-0.75
         log_average = decay * log_step + (1.0 - decay) * self.log_average
-        return DualAveraging(log_step, log_average, error, self.centre, count)
+        return DualAveraging(log_step, log_average, error, self.centre, updates)
 
 
 class PooledVariance(NamedTuple):
@@ -58,7 +58,7 @@ class PooledVariance(NamedTuple):
 
     Attributes
     ----------
-    count
+    points
         Number of points seen.
     mean
         Their mean, ``(*problems, 1, num_dims)``.
@@ -66,7 +66,7 @@ class PooledVariance(NamedTuple):
         Sum of squared deviations from the mean.
     """
 
-    count: int
+    points: int
     mean: Tensor
     sum_of_squares: Tensor
 
@@ -81,17 +81,17 @@ class PooledVariance(NamedTuple):
         chains = position.shape[-2]
         mean = position.mean(-2, keepdim=True)
         squares = (position - mean).square().sum(-2, keepdim=True)
-        count = self.count + chains
+        count = self.points + chains
         shift = mean - self.mean
         return PooledVariance(
             count,
             self.mean + shift * (chains / count),
-            self.sum_of_squares + squares + shift.square() * (self.count * chains / count),
+            self.sum_of_squares + squares + shift.square() * (self.points * chains / count),
         )
 
     def estimate(self) -> Tensor:
         """Variance, shrunk a little towards 1e-3 so that a short window cannot give zero."""
-        n = self.count
+        n = self.points
         variance = self.sum_of_squares / max(n - 1, 1)
         return variance * (n / (n + 5.0)) + 1e-3 * (5.0 / (n + 5.0))
 

@@ -103,7 +103,7 @@ class Adam:
         second: Tensor
         point: Tensor
         gradient: Tensor
-        count: int
+        updates: int
 
     @classmethod
     def start(cls, position: Tensor, gradient: Tensor) -> Memory:
@@ -117,19 +117,19 @@ class Adam:
     ) -> SolverState:
         """One update of the moving point; the reported one is the best so far."""
         memory: Adam.Memory = state.memory
-        count = memory.count + 1
+        updates = memory.updates + 1
         first = cls.decay * memory.first + (1 - cls.decay) * memory.gradient
         second = (
             cls.decay_squared * memory.second + (1 - cls.decay_squared) * memory.gradient.square()
         )
-        scale = (second / (1 - cls.decay_squared**count)).sqrt() + cls.epsilon
-        update = first / (1 - cls.decay**count) / scale
+        scale = (second / (1 - cls.decay_squared**updates)).sqrt() + cls.epsilon
+        update = first / (1 - cls.decay**updates) / scale
         point = memory.point - settings.learning_rate * update
         value, gradient = objective(point)
         better = ~state.stopped & (value < -state.log_prob)
         new = move(state, better, point, value, gradient, settings.tolerance)
         steps = torch.where(state.stopped, state.n_steps, state.n_steps + 1)
-        memory = cls.Memory(first, second, point, gradient, count)
+        memory = cls.Memory(first, second, point, gradient, updates)
         return new._replace(n_steps=steps, memory=memory)
 
 
