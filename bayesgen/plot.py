@@ -158,8 +158,8 @@ def back_projection(log_density: LogDensity, site: str, latent: dict[str, Tensor
             ]
         except NotImplementedError:
             return None
-    total = torch.stack([p for p in products if p.requires_grad] or [torch.zeros(())]).sum()
-    if replace.value is None or not total.requires_grad:
+        total = sum(product for product in products if product.requires_grad)
+    if replace.value is None or not isinstance(total, Tensor):
         return None
     (image,) = torch.autograd.grad(total, replace.value, allow_unused=True)
     return image

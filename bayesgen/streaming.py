@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 
 
 def moments(chunks: Chunks) -> Moments:
-    """One pass over the draws (Chan, Golub and LeVeque 1979), accumulated in float64.
+    """One pass over the draws (Chan, Golub and LeVeque 1979); chunks are merged in float64.
 
     The variance of a single draw is NaN. Truth values count as 0 and 1.
 
@@ -51,10 +51,13 @@ def moments(chunks: Chunks) -> Moments:
     mean = squares = minimum = maximum = torch.zeros(())
     dtype = torch.get_default_dtype()
     for chunk in chunks():
-        dtype, chunk = _real_dtype(chunk), chunk.double()
-        size, centre = len(chunk), chunk.mean(0)
-        spread = (chunk - centre).square().sum(0)
-        low, high = chunk.amin(0), chunk.amax(0)
+        dtype = _real_dtype(chunk)
+        chunk = chunk.to(dtype)
+        size, low, high = len(chunk), chunk.amin(0), chunk.amax(0)
+        centre = chunk.mean(0)
+        # Within a chunk two passes are accurate in its own dtype, and fast.
+        spread = chunk.sub(centre).square_().sum(0).double()
+        centre = centre.double()
         if count == 0:
             mean, squares, minimum, maximum = centre, spread, low, high
         else:
@@ -160,10 +163,11 @@ def _quantiles_of_block(
     span = known.maximum.flatten()[elements] - low
     scale = NUM_BINS / torch.where(span > 0, span, 1.0)
     counts = torch.zeros(len(low), NUM_BINS, dtype=torch.int32, device=low.device)
+    one = counts.new_ones(())
     for chunk in chunks():
         values = chunk.reshape(len(chunk), -1)[:, elements].to(low.dtype)
-        bins = ((values - low) * scale).long().clamp(0, NUM_BINS - 1)
-        counts.scatter_add_(1, bins.T, torch.ones_like(bins.T, dtype=torch.int32))
+        bins = values.sub(low).mul_(scale).long().clamp_(0, NUM_BINS - 1)
+        counts.scatter_add_(1, bins.T, one.expand(bins.T.shape))
     below = counts.cumsum(1, dtype=torch.int32)
 
     def order_statistic(rank: int) -> Tensor:

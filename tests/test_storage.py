@@ -38,7 +38,7 @@ def data(*problems: int) -> Tensor:
 
 
 def infer(*problems: int, **options: Any) -> Posterior:
-    sizes = {} if options.get("method") == "map" else {"draws": 20, "warmup": 20}
+    sizes = {} if options.get("method") == "map" else {"draws": 20, "warmup": 50}
     return bg.infer(
         model, data(*problems), batched=bool(problems), chains=2, progress=False, **sizes, **options
     )
