@@ -78,7 +78,7 @@ class ModelSites:
     deterministic
         Shapes of the ``pyro.deterministic`` sites.
     prior_is_static
-        Whether no latent site's prior depends on another latent site.
+        Whether no latent site's prior depends on another latent site or on the data.
     """
 
     latent: dict[str, Site]
@@ -92,8 +92,20 @@ class ModelSites:
         return sum(site.stop - site.start for site in self.latent.values())
 
 
-def read_model(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelSites:
+def read_model(
+    model: Model,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    again: tuple[Any, Any] | None = None,
+) -> ModelSites:
     """Run ``model`` twice on prior draws and describe its sites.
+
+    Parameters
+    ----------
+    model, args, kwargs
+        The model and its arguments.
+    again
+        Arguments of the second run, if not the same: those of another problem of a batch.
 
     Raises
     ------
@@ -105,7 +117,11 @@ def read_model(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> M
         If an argument or an observed value does not fit the model.
     """
     _check_arguments(model, args, kwargs)
-    traces = [_prior_trace(model, args, kwargs, seed) for seed in (0, 1)]
+    args_again, kwargs_again = again or (args, kwargs)
+    traces = [
+        _prior_trace(model, args, kwargs, seed=0),
+        _prior_trace(model, args_again, kwargs_again, seed=1),
+    ]
     nodes = [dict(_sample_nodes(trace)) for trace in traces]
     if list(nodes[0]) != list(nodes[1]):
         changed = sorted(set(nodes[0]) ^ set(nodes[1]))

@@ -54,10 +54,12 @@ def moments(chunks: Chunks) -> Moments:
         dtype = _real_dtype(chunk)
         chunk = chunk.to(dtype)
         size, low, high = len(chunk), chunk.amin(0), chunk.amax(0)
-        centre = chunk.mean(0)
-        # Within a chunk two passes are accurate in its own dtype, and fast.
-        spread = chunk.sub(centre).square_().sum(0).double()
-        centre = centre.double()
+        # Within a chunk, distances from its first draw are accurate in their own dtype, and fast.
+        first = chunk[0]
+        distance = chunk - first
+        offset = distance.mean(0)
+        spread = distance.sub_(offset).square_().sum(0).double()
+        centre = first.double() + offset.double()
         if count == 0:
             mean, squares, minimum, maximum = centre, spread, low, high
         else:

@@ -17,7 +17,11 @@ R = TypeVar("R")
 
 
 class Density(Protocol):
-    """What a method needs to know of the problem: a log density on R^n, many points at a time."""
+    """What a method needs to know of the problem: a log density on R^n, many points at a time.
+
+    It may also have an attribute ``scale``, a tensor that broadcasts against points and says how
+    far each coordinate ranges under the prior; methods then work in units of it.
+    """
 
     @property
     def num_dims(self) -> int:

@@ -258,6 +258,33 @@ def test_prior_draws_have_the_priors_moments(rng: torch.Generator) -> None:
         assert abs(float(draws.std()) - expected) < 4.5 * expected / math.sqrt(2 * 2000)
 
 
+def test_scale_is_how_far_coordinates_range_under_the_prior() -> None:
+    widths = torch.tensor([1e-3, 1.0, 10.0], dtype=float64)
+
+    def model(y: Tensor) -> None:
+        pyro.sample("a", dist.Normal(torch.zeros(3, dtype=float64), widths).to_event(1))
+        s = pyro.sample("s", dist.LogNormal(zeros(()), 0.1))
+        c = pyro.sample("c", dist.Cauchy(zeros(()), 2.0))
+        pyro.sample("y", dist.Normal(c, s).expand([6]).to_event(1), obs=y)
+
+    scale = LogDensity(model, DATA).scale
+    assert torch.equal(scale[:3], widths)
+    assert 0.07 < float(scale[3]) < 0.14 and 2.0 < float(scale[4]) < 6.0
+    batched = LogDensity(model, DATA.expand(2, 6), batched=True)
+    assert batched.scale.shape == (2, 1, 5)
+
+
+def test_priors_that_depend_on_the_problem_are_drawn_for_each(rng: torch.Generator) -> None:
+    def model(y: Tensor, centre: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(centre, 0.1))
+        pyro.sample("y", dist.Normal(z, 1.0).expand([6]).to_event(1), obs=y)
+
+    centres = torch.tensor([-5.0, 0.0, 5.0], dtype=float64)
+    log_density = LogDensity(model, DATA.expand(3, 6), centres, batched=True)
+    draws = log_density.prior_draws(20, rng)
+    torch.testing.assert_close(draws.mean(1)[:, 0], centres, rtol=0, atol=0.2)
+
+
 def test_prior_draws_depend_on_the_generator_alone() -> None:
     log_density = LogDensity(dependent_priors, DATA)
     first = log_density.prior_draws(3, torch.Generator().manual_seed(1))

@@ -20,7 +20,7 @@ class MAPInfo(NamedTuple):
     Attributes
     ----------
     gradient_norm
-        Euclidean norm of the gradient of the log density.
+        Euclidean norm of the gradient of the log density, in nats a prior standard deviation.
     converged
         Whether the gradient fell below the tolerance, or the objective could not be lowered any
         further at this precision.
@@ -50,11 +50,11 @@ class MAP(Optimiser):
     max_iterations
         Iterations after which a restart that has not converged is stopped and marked so.
     tolerance
-        A restart has converged when the norm of the gradient, in nats a unit of the unconstrained
-        space, is at most this. Where the prior has unit scale, the default 1e-3 puts it within a
-        thousandth of a prior standard deviation of the optimum.
+        A restart has converged when the norm of the gradient, in nats a prior standard deviation,
+        is at most this. The default 1e-3 puts it within about a thousandth of a standard deviation
+        of the optimum.
     learning_rate
-        Step length of Adam in the unconstrained space.
+        Step length of Adam in prior standard deviations.
 
     References
     ----------

@@ -52,7 +52,7 @@ class Run:
     stats
         The fields of the method's ``Info``, each ``(*problems, chains, draws)``.
     state
-        The last state.
+        The last state, in units of the density's scale.
     interrupted
         Whether the user stopped the run early.
     seconds, warmup_seconds
@@ -93,9 +93,9 @@ def run_sampler(
     ModelError
         If the log density is not finite at the start of some chain.
     """
-    density = _Counting(log_density)
+    density = _Standardised(log_density)
     clock = time.perf_counter()
-    state = method.init(density, start)
+    state = method.init(density, start / density.scale)
     _check_start(state)
     for i in range(warmup):
         state, info = method.step(density, state, rng)
@@ -114,7 +114,7 @@ def run_sampler(
             raise
         interrupted = True
     return Run(
-        **record.result(),
+        **record.result(density.scale),
         state=state,
         interrupted=interrupted,
         seconds=time.perf_counter() - clock,
@@ -133,9 +133,9 @@ def run_optimiser(
     monitor: Monitor | None = None,
 ) -> Run:
     """Step until every chain has stopped; the result has one draw a chain."""
-    density = _Counting(log_density)
+    density = _Standardised(log_density)
     clock = time.perf_counter()
-    state = method.init(density, start)
+    state = method.init(density, start / density.scale)
     _check_start(state)
     record, interrupted = _Record(start, 1), False
     try:
@@ -148,7 +148,7 @@ def run_optimiser(
         interrupted = True
     record.add(state, method.describe(state))
     return Run(
-        **record.result(),
+        **record.result(density.scale),
         state=state,
         interrupted=interrupted,
         seconds=time.perf_counter() - clock,
@@ -158,17 +158,23 @@ def run_optimiser(
     )
 
 
-class _Counting:
-    """A log density that counts its evaluations."""
+class _Standardised:
+    """A log density in units of its scale, which counts its evaluations.
+
+    Priors of very different widths then need no different treatment: step sizes, tolerances and
+    first mass matrices are in prior standard deviations.
+    """
 
     def __init__(self, log_density: Density) -> None:
         self._log_density = log_density
         self.num_dims = log_density.num_dims
+        self.scale: Tensor | float = getattr(log_density, "scale", 1.0)
         self.count = 0
 
     def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
         self.count += 1
-        return self._log_density.value_and_grad(v, jacobian=jacobian)
+        value, gradient = self._log_density.value_and_grad(v * self.scale, jacobian=jacobian)
+        return value, gradient * self.scale
 
 
 @dataclass
@@ -193,10 +199,11 @@ class _Record:
         self.position[..., self.count, :] = state.position
         self.count += 1
 
-    def result(self) -> dict[str, Any]:
+    def result(self, scale: Tensor | float) -> dict[str, Any]:
         stats = {name: value[..., : self.count] for name, value in self.stats.items()}
+        units = scale.unsqueeze(-2) if isinstance(scale, Tensor) and scale.ndim > 1 else scale
         return {
-            "position": self.position[..., : self.count, :],
+            "position": self.position[..., : self.count, :] * units,
             "log_prob": stats.pop("log_prob"),
             "stats": stats,
         }
