@@ -35,9 +35,6 @@ from bayesgen.model_sites import (
 from bayesgen.model_sites import read_model as _read_model
 from bayesgen.recording import record
 
-# What one chunk of image-sized results may occupy when many draws are pushed through a model.
-CHUNK_BYTES = 16 * 2**20
-
 
 class LogDensity:
     """Unnormalised log posterior density of a conditioned Pyro model.

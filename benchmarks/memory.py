@@ -25,7 +25,7 @@ class Linear(bg.models.Generator):
     """A linear generator of 128 x 128 images."""
 
     def __init__(self) -> None:
-        super().__init__(LATENT, (SIZE, SIZE))
+        super().__init__((SIZE, SIZE), LATENT)
         rng = torch.Generator().manual_seed(0)
         self.register_buffer("basis", torch.randn(LATENT, SIZE * SIZE, generator=rng))
 

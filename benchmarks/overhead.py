@@ -57,7 +57,7 @@ class Decoder(bg.models.Generator):
     """A network as a generator."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__(LATENT, (28, 28))
+        super().__init__((28, 28), LATENT)
         self.network = network.requires_grad_(False)
 
     def decode(self, z: Tensor) -> Tensor:

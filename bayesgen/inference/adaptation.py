@@ -124,7 +124,7 @@ class Schedule(NamedTuple):
         >>> Schedule.of(10)
         Schedule(search=5, window_ends=())
         """
-        if warmup < 20:
+        if warmup < 60:
             return cls(warmup // 2, ())
         search, last = min(75, int(0.15 * warmup)), min(50, int(0.1 * warmup))
         ends, begin, length = [], search, 25

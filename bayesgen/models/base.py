@@ -21,6 +21,7 @@ class Generator(torch.nn.Module):
     - define `decode`, which takes any number of leading batch dimensions, also of size 0;
     - define `encode` if there is a natural guess of the latent vector of an image;
     - override `prior` if the latent vectors are not standard normal;
+    - define `residual_prior` if it is known how far images are from the generator's range;
     - prove it with `bayesgen.models.check_generator`.
 
     Users call the generator itself, ``G(z)``, which checks ``z`` and then decodes it.
@@ -73,6 +74,17 @@ class Generator(torch.nn.Module):
         dtype, device = (None, None) if weight is None else (weight.dtype, weight.device)
         zero = torch.zeros(self.latent_dim, dtype=dtype, device=device)
         return dist.Independent(dist.Normal(zero, torch.ones_like(zero)), 1)
+
+    def residual_prior(self) -> dist.TorchDistribution:
+        """Distribution of what the generator cannot draw, x - G(z), for images like those it knows.
+
+        A site ``u`` with this prior, added to ``G(z)``, lets a model leave the generator's range;
+        without it credible intervals are too narrow.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not know how far images are from its range; give the "
+            "deviation a prior of your own, such as Normal(0, 0.1)"
+        )
 
     def _weight(self) -> Tensor | None:
         """Any floating-point weight: it tells the generator's dtype and device."""

@@ -156,6 +156,7 @@ def train(
                 bar.write(_describe(state.history, settings.epochs))
             if path is not None:
                 _checkpoint(state, path, identity)
+    state.average.fit_residual(held_out)
     return state.average, state.history
 
 

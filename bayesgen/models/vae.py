@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +81,9 @@ class VAE(Generator):
     ----------
     config : VAEConfig
         The settings above, without the seed.
+    residual_std : Tensor
+        Root mean square of x - G(m(x)) in every pixel, over images that were not trained on; the
+        noise level until `fit_residual` is called.
     card : dict
         The model card: on what and how the model was trained and how good it is, as found by
         `bayesgen.models.load`.
@@ -118,6 +122,8 @@ class VAE(Generator):
             self.decoder = _decoder(config)
         self.to_empty(device="cpu")
         _initialise(self, torch.Generator().manual_seed(seed))
+        self.residual_std: Tensor
+        self.register_buffer("residual_std", torch.full(self.image_shape, config.noise_level))
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode without checks; call the generator itself, ``G(z)``."""
@@ -128,6 +134,27 @@ class VAE(Generator):
         """Return the encoder's mean, ``(*batch, latent_dim)``, for ``(*batch, *image_shape)``."""
         self._check("x", x, self.image_shape)
         return self._posterior(x)[0]
+
+    def residual_prior(self) -> dist.TorchDistribution:
+        """Return independent normals of width ``residual_std``."""
+        std = self.residual_std
+        normal = dist.Normal(torch.zeros_like(std), std)
+        return dist.Independent(normal, len(self.image_shape))
+
+    @torch.no_grad()
+    def fit_residual(self, images: Tensor) -> None:
+        """Measure ``residual_std`` on images that were not trained on.
+
+        Parameters
+        ----------
+        images
+            ``(N, *image_shape)``.
+        """
+        self._check("images", images, self.image_shape)
+        parts = torch.split(images, 1000)
+        squares = sum((part - self(self.encode(part))).square().sum(0) for part in parts)
+        # Eight-bit images are known to half a grey level; no pixel is modelled more sharply.
+        self.residual_std.copy_((squares / len(images)).sqrt().clamp(min=0.5 / 255))
 
     def loss(self, x: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         r"""Return the negative evidence lower bound, up to a constant, averaged over a batch.

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bayesgen.errors import OptionError, ShapeError
-from bayesgen.models import VAE
+from bayesgen.models import VAE, Generator
 
 
 @pytest.fixture
@@ -105,3 +106,31 @@ def test_bad_settings(arguments: dict[str, Any], message: str) -> None:
 def test_encode_checks_its_images(vae: VAE) -> None:
     with pytest.raises(ShapeError, match=r"x: expected shape \(\*batch, 8, 12\), got \(5, 12, 8\)"):
         vae.encode(torch.zeros(5, 12, 8, dtype=torch.float64))
+
+
+def test_the_residual_is_what_the_generator_cannot_draw() -> None:
+    G = VAE((8, 8), latent_dim=3, width=8, channels=2)
+    assert torch.equal(G.residual_std, torch.full((8, 8), G.config.noise_level))
+    images = torch.rand(50, 8, 8, generator=torch.Generator().manual_seed(0))
+    G.fit_residual(images)
+    expected = (images - G(G.encode(images))).square().mean(0).sqrt()
+    torch.testing.assert_close(G.residual_std, expected.detach())
+    prior = G.residual_prior()
+    assert prior.event_shape == (8, 8) and torch.equal(prior.stddev, G.residual_std)
+
+
+def test_no_pixel_is_modelled_more_sharply_than_half_a_grey_level() -> None:
+    G = VAE((8, 8), latent_dim=3, width=8, channels=2)
+    with torch.no_grad():
+        G.decoder[-1].weight.zero_()
+        G.fit_residual(torch.full((3, 8, 8), 0.5))  # which it then draws exactly
+    torch.testing.assert_close(G.residual_std, torch.full((8, 8), 0.5 / 255))
+
+
+def test_generators_without_residual_say_what_to_do() -> None:
+    class Flat(Generator):
+        def decode(self, z: Tensor) -> Tensor:
+            return z
+
+    with pytest.raises(NotImplementedError, match="Flat.*Normal"):
+        Flat((2,), 2).residual_prior()
