@@ -6,8 +6,18 @@ Write the inverse problem as a Pyro model, call `infer`, get draws, uncertainty 
 from __future__ import annotations
 
 from bayesgen import datasets, inference, models, operators
+from bayesgen._version import __version__
 from bayesgen.infer import infer
 from bayesgen.log_density import LogDensity
 from bayesgen.posterior import Posterior
 
-__all__ = ["LogDensity", "Posterior", "datasets", "infer", "inference", "models", "operators"]
+__all__ = [
+    "LogDensity",
+    "Posterior",
+    "__version__",
+    "datasets",
+    "infer",
+    "inference",
+    "models",
+    "operators",
+]

@@ -1,8 +1,8 @@
 """A handwritten digit from 150 noisy random projections, and how far to trust each pixel.
 
 The image has 784 pixels; a generator with 16 latent variables, trained on other digits, makes the
-problem solvable. No generator draws every digit exactly, so the model adds a deviation ``u``, as wide
-in every pixel as images like these were found to differ from what the generator can draw. Writes
+problem solvable. No generator draws every digit exactly, so the model adds a deviation ``u``, as
+wide in every pixel as such images were found to differ from what the generator can draw. Writes
 ``compressed_sensing.png`` and a text verdict.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
         x = pyro.deterministic("x", G(z) + u)
         pyro.sample("y", dist.Normal(A(x), SIGMA).to_event(1), obs=y)
 
-    posterior = bg.infer(model, y, method="hmc", chains=16, seed=options.seed)
+    posterior = bg.infer(model, y, method="hmc", chains=8, draws=1000, seed=options.seed)
 
     low, high = posterior.interval("x", 0.9)
     inside = ((low <= truth) & (truth <= high)).float().mean()

@@ -27,6 +27,15 @@ def global_state_is_untouched() -> Iterator[None]:
     assert dict(pyro.get_param_store()) == params, "Pyro's parameter store was changed"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     """A fresh, seeded generator."""
