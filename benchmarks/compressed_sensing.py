@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=150)
     parser.add_argument("--sigma", type=float, default=0.1)
     parser.add_argument("--chains", type=int, default=4)
-    parser.add_argument("--warmup", type=int, default=150)
+    parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--no-write", action="store_true", help="print, but keep no results")
     options = parser.parse_args()
@@ -72,11 +72,13 @@ def main() -> None:
         clock = time.perf_counter()
         posterior = bg.infer(model, y, batched=True, progress=False, **settings)
         image = posterior.mode("x") if estimate == "mode" else posterior.mean("x")
-        return psnr(image, truth), time.perf_counter() - clock, posterior
+        seconds = time.perf_counter() - clock
+        print(f"{model.__name__} {settings}: {seconds:.0f} s", flush=True)
+        return psnr(image, truth), seconds, posterior
 
     sampler = {"chains": options.chains, "warmup": options.warmup, "draws": options.draws}
     arms = {
-        "hard, MAP": run(hard, "mode", method="map", chains=2 * options.chains),
+        "hard, MAP": run(hard, "mode", method="map", chains=options.chains),
         "hard, posterior mean from prior": run(hard, "mean", **sampler),
         "hard, posterior mean from MAP": run(hard, "mean", start="map", **sampler),
         "soft, posterior mean from prior": run(soft, "mean", **sampler),
