@@ -213,7 +213,9 @@ def _judge_draws(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Fi
     stats = posterior.stats
     if "diverging" in stats:
         yield _judge_divergences(int(stats["diverging"].sum()), stats["diverging"].numel(), numbers)
-    if "energy" in stats and posterior.num_draws >= 4:
+    # E-BFMI compares successive steps, which thinning drops.
+    thinned = posterior.attributes.get("thin", 1) > 1
+    if "energy" in stats and posterior.num_draws >= 4 and not thinned:
         numbers["bfmi_min"] = float(bfmi(stats["energy"].double()).min())
         if numbers["bfmi_min"] < 0.3:
             yield Finding(
@@ -229,7 +231,9 @@ def _judge_mixing(posterior: Posterior, numbers: dict[str, float]) -> Iterator[F
     worst_rhat, at = _largest(rhat(posterior))
     bulk, tail = (_smallest(ess(posterior, method)) for method in ("bulk", "tail"))
     numbers.update(rhat_max=worst_rhat, ess_bulk_min=bulk, ess_tail_min=tail)
-    more = "draw or warm up longer, or start at optima (start='map')"
+    started = posterior.attributes.get("start")
+    more = "draw or warm up longer"
+    more += ", or start at optima (start='map')" if started == "prior" else ""
     if posterior.num_chains < 4:
         yield Finding(
             1, f"{posterior.num_chains} chain(s) cannot show that chains agree", "set chains >= 4"
@@ -238,7 +242,7 @@ def _judge_mixing(posterior: Posterior, numbers: dict[str, float]) -> Iterator[F
         yield Finding(
             2,
             f"the sampler is stuck: a coordinate of {at} is the same in all draws",
-            "start elsewhere (start='map'), or check the scales of the model",
+            "start elsewhere, or check the scales of the model",
         )
     elif not worst_rhat <= RHAT_USABLE:
         text = f"chains disagree: R-hat is {worst_rhat:.2f} at {at} (should be <= {RHAT_GOOD})"
@@ -301,6 +305,13 @@ def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Find
     if not _has_gaussian_noise(posterior):
         yield Finding(0, "fit to the data not checked: the noise is not independent Gaussian")
         return
+    if _noise_is_inferred(posterior):
+        yield Finding(
+            0,
+            "fit to the data not checked: the noise level was inferred, and grows with any misfit; "
+            "compare it with what you know of the noise",
+        )
+        return
     from scipy.stats import chi2
 
     misfit, count = data_misfit(posterior)
@@ -328,6 +339,20 @@ def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Find
         yield Finding(1, f"{text}: closer than the noise allows", "sigma may be too large")
     else:
         yield Finding(0, f"the model explains the data: {text}")
+
+
+def _noise_is_inferred(posterior: Posterior) -> bool:
+    """Whether the noise level depends on latent sites, so that it differs between draws."""
+    sites = list(posterior.model.sites.observed)
+    last = posterior.num_chains * posterior.num_draws - 1
+    axis = 0 if posterior.num_problems is None else 1
+
+    def variance(trace: poutine.Trace) -> dict[str, Tensor]:
+        nodes: Any = trace.nodes
+        return {"": torch.stack([nodes[name]["fn"].variance.log().sum() for name in sites]).sum()}
+
+    found = posterior.evaluate(variance, torch.tensor([0, last]))[""]
+    return not torch.equal(*found.unbind(axis))
 
 
 def _has_gaussian_noise(posterior: Posterior) -> bool:

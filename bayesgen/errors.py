@@ -42,10 +42,6 @@ class FileFormatError(BayesgenError, ValueError):
     """A file is truncated, damaged, or of another kind or architecture."""
 
 
-class MissingDependencyError(BayesgenError, ImportError):
-    """An optional package is not installed; the message names the extra to install."""
-
-
 def unknown_option(name: str, value: str, allowed: Iterable[str]) -> str:
     """Message for a misspelt choice: what came, what is allowed, what was probably meant.
 

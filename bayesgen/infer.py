@@ -79,7 +79,8 @@ def infer(
     -------
     Posterior
         Draws, image statistics, diagnostics and provenance. After Ctrl-C it holds what was drawn
-        until then, and says so.
+        until then, and says so; during warm-up, when nothing has been drawn, KeyboardInterrupt
+        passes through.
 
     Raises
     ------
@@ -143,14 +144,18 @@ def _check_budget(
 
 
 def _generator(seed: int) -> torch.Generator:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise OptionError(f"seed: got {seed!r}; expected an integer")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise OptionError(f"seed: got {seed!r}; expected an integer from 0 to 2**63 - 1")
     return torch.Generator().manual_seed(seed)
 
 
 def _start(start: Start, log_density: LogDensity, chains: int, rng: torch.Generator) -> Tensor:
     """Starting points ``(*problems, chains, num_dims)``."""
     if isinstance(start, Posterior):
+        if start.num_chains != chains:
+            raise OptionError(
+                f"start: a posterior of {start.num_chains} chains; expected chains={chains}"
+            )
         start = start.last_draws()
     if isinstance(start, dict):
         return _user_start(start, log_density, chains)
@@ -158,6 +163,11 @@ def _start(start: Start, log_density: LogDensity, chains: int, rng: torch.Genera
         return log_density.prior_draws(chains, rng)
     if isinstance(start, str) and start != "map":
         raise OptionError(unknown_option("start", start, ["prior", "map"]))
+    if not isinstance(start, str | Method):
+        raise OptionError(
+            f"start: got {type(start).__name__}; expected 'prior', 'map', an optimiser, a "
+            "dictionary from latent site to value, or a Posterior"
+        )
     method = as_method(start, "start")
     if not isinstance(method, Optimiser):
         raise OptionError(f"start: got {method!r}; expected an optimiser such as MAP()")
@@ -169,6 +179,8 @@ def _optimal_start(
 ) -> Tensor:
     restarts = log_density.prior_draws(max(chains, 8), rng)
     run = run_optimiser(method, log_density, restarts, rng)
+    if run.interrupted:
+        raise KeyboardInterrupt
     optima = run.position[..., 0, :]
     weights = torch.softmax(run.log_prob[..., 0].double(), dim=-1)
     flat = weights.reshape(-1, weights.shape[-1]).cpu()

@@ -31,8 +31,8 @@ from bayesgen.model_sites import (
     blame,
     isolated,
     log_prob_of_sites,
+    read_model,
 )
-from bayesgen.model_sites import read_model as _read_model
 from bayesgen.recording import record
 
 
@@ -96,8 +96,9 @@ class LogDensity:
         self._constants = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
         self._data = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         self.num_problems = _count_problems(model, args, kwargs) if batched else None
-        ends = [self._arguments([d[i] for d in self._data] if batched else None) for i in (0, -1)]
-        self.sites = _read_model(model, *ends[0], again=ends[1])
+        each = range(self.num_problems) if self.num_problems is not None else [None]
+        arguments = [self._arguments(self._data_of(problem)) for problem in each]
+        self.sites = read_model(model, *arguments[0], others=arguments[1:])
         self.num_dims = self.sites.num_dims
         prototype = next(iter(self.sites.latent.values())).prior.sample
         with isolated(0), torch.no_grad():
@@ -140,7 +141,8 @@ class LogDensity:
         if rows.numel() == 0:
             return v.new_zeros(v.shape[:-1]), torch.zeros_like(v)
         evaluate = self._evaluation(rows, jacobian or not self._has_jacobian)
-        value, gradient = evaluate(rows, *self._data)
+        with torch.no_grad():
+            value, gradient = evaluate(rows, *self._data)
         return value.reshape(v.shape[:-1]), gradient.reshape(v.shape)
 
     def log_prob(self, v: Tensor, *, jacobian: bool = True) -> Tensor:
@@ -161,8 +163,19 @@ class LogDensity:
             return direct
         key = (jacobian, *rows.shape)
         if key not in self._graphs:
-            with isolated():
-                self._graphs[key] = record(direct, rows, *self._data)
+            try:
+                with isolated():
+                    self._graphs[key] = record(direct, rows, *self._data)
+            except Exception as error:
+                # Python that looks into the data, such as `if y.mean() > 0`, works under vmap but
+                # cannot be recorded.
+                self._graphs[key] = direct
+                warnings.warn(
+                    "the model cannot be recorded as a graph and runs through Pyro each time, "
+                    f"which is slower: {blame(self.model, error)}: {_first_line(error)}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         return self._graphs[key]
 
     def _value_and_grad(
@@ -204,6 +217,9 @@ class LogDensity:
         args, kwargs = self._arguments(data)
         conditioned = poutine.condition(FixedParameters()(self.model), data=dict(values))
         return poutine.trace(conditioned).get_trace(*args, **kwargs)
+
+    def _data_of(self, problem: int | None) -> list[Tensor]:
+        return self._data if problem is None else [d[problem] for d in self._data]
 
     def _arguments(self, data: Sequence[Tensor] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         tensors = iter(self._data if data is None else data)
@@ -317,15 +333,16 @@ class LogDensity:
         return torch.stack(draws).reshape(*lead, self.num_dims)
 
     def _prior_draw(self, problem: int) -> Tensor:
-        data = None if self.num_problems is None else [d[problem] for d in self._data]
-        args, kwargs = self._arguments(data)
+        args, kwargs = self._arguments(
+            None if self.num_problems is None else self._data_of(problem)
+        )
         trace = poutine.trace(FixedParameters()(self.model)).get_trace(*args, **kwargs)
         nodes: Mapping[str, Any] = trace.nodes
         return self.unconstrain({name: nodes[name]["value"] for name in self.sites.latent})
 
     def problem(self, index: int) -> LogDensity:
         """The log density of one problem of a batch."""
-        args, kwargs = self._arguments([d[index] for d in self._data])
+        args, kwargs = self._arguments(self._data_of(index))
         return LogDensity(self.model, *args, compile=self.compile, **kwargs)
 
     @cached_property

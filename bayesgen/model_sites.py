@@ -12,7 +12,7 @@ import linecache
 import math
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -96,16 +96,16 @@ def read_model(
     model: Model,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    again: tuple[Any, Any] | None = None,
+    others: Sequence[tuple[tuple[Any, ...], dict[str, Any]]] = (),
 ) -> ModelSites:
-    """Run ``model`` twice on prior draws and describe its sites.
+    """Run ``model`` on prior draws, at least twice, and describe its sites.
 
     Parameters
     ----------
     model, args, kwargs
         The model and its arguments.
-    again
-        Arguments of the second run, if not the same: those of another problem of a batch.
+    others
+        Arguments of the other problems of a batch, for a run each.
 
     Raises
     ------
@@ -117,14 +117,13 @@ def read_model(
         If an argument or an observed value does not fit the model.
     """
     _check_arguments(model, args, kwargs)
-    args_again, kwargs_again = again or (args, kwargs)
-    traces = [
-        _prior_trace(model, args, kwargs, seed=0),
-        _prior_trace(model, args_again, kwargs_again, seed=1),
-    ]
+    runs = [(args, kwargs), (args, kwargs), *others]
+    traces = [_prior_trace(model, *run, seed=seed) for seed, run in enumerate(runs)]
     nodes = [dict(_sample_nodes(trace)) for trace in traces]
-    if list(nodes[0]) != list(nodes[1]):
-        changed = sorted(set(nodes[0]) ^ set(nodes[1]))
+    for other in nodes[1:]:
+        if list(nodes[0]) == list(other):
+            continue
+        changed = sorted(set(nodes[0]) ^ set(other))
         raise ModelError(
             f"model: sites {changed} appear in some runs only; bayesgen needs the same sites in "
             "every run. Remove the control flow that depends on sampled values."
@@ -145,14 +144,16 @@ def read_model(
         )
     names = argument_names(model, args, kwargs)
     for name in observed:
-        _check_observed(name, nodes[0][name], names)
+        for run in [nodes[0], *nodes[2:]]:
+            _check_observed(name, run[name], names)
+    _check_supports(latent, nodes)
     return ModelSites(
         latent=latent,
         observed=observed,
         deterministic={
             n: s["value"].shape for n, s in nodes[0].items() if s["infer"].get("_deterministic")
         },
-        prior_is_static=_supports_agree(latent, *nodes) and _priors_agree(latent, *nodes),
+        prior_is_static=all(_priors_agree(latent, nodes[0], other) for other in nodes[1:]),
     )
 
 
@@ -359,13 +360,23 @@ def _check_observed(name: str, site: dict[str, Any], arguments: list[tuple[str, 
     source = [n for n, tensor in arguments if tensor is value]
     what = f"argument {source[0]!r} (observed site {name!r})" if source else f"site {name!r}"
     if not isinstance(value, Tensor):
-        raise DtypeError(f"{what}: is {type(value).__name__}; expected a torch.Tensor")
+        raise DtypeError(
+            f"{what}: is {type(value).__name__}; expected a torch.Tensor (see torch.as_tensor)"
+        )
     expected = fn.batch_shape + fn.event_shape
     if value.shape != expected:
+        hint = "; for several problems at once set batched=True"
         raise ShapeError(
             f"{what}: has shape {tuple(value.shape)}; the model predicts shape {tuple(expected)}"
+            + (hint if value.shape[1:] == expected else "")
         )
     check_finite(what, value)
+    inside = fn.support.check(value)
+    if not bool(inside.all()):
+        raise DataError(
+            f"{what}: {int((~inside).sum())} of {inside.numel()} values are outside the support "
+            f"of {fn}: {fn.support}"
+        )
     with isolated(0), torch.no_grad():
         like = fn.sample()
     if value.device != like.device:
@@ -381,19 +392,20 @@ def _check_observed(name: str, site: dict[str, Any], arguments: list[tuple[str, 
         )
 
 
-def _supports_agree(
-    latent: dict[str, Site], first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]
-) -> bool:
+def _check_supports(latent: dict[str, Site], runs: list[dict[str, dict[str, Any]]]) -> None:
+    """Refuse supports that differ between runs: the transform is fixed once."""
     for name, site in latent.items():
-        other = biject_to(_support(second[name]["fn"].support))
-        u = torch.zeros(site.unconstrained_shape).to(first[name]["value"])
-        if not torch.equal(site.transform(u), other(u)):
-            raise ModelError(
-                f"site {name!r}: its support depends on other latent sites. Sample it on a fixed "
-                "support and transform it in the model (for Uniform(0, a): sample r from "
-                "Uniform(0, 1) and use a * r)."
-            )
-    return True
+        like = runs[0][name]["value"]
+        u = torch.linspace(-2.0, 1.5, max(1, site.unconstrained_shape.numel()))
+        u = u[: site.unconstrained_shape.numel()].reshape(site.unconstrained_shape).to(like)
+        for run in runs[1:]:
+            other = biject_to(_support(run[name]["fn"].support))
+            if not torch.equal(site.transform(u), other(u)):
+                raise ModelError(
+                    f"site {name!r}: its support depends on other latent sites or on the data. "
+                    "Sample it on a fixed support and transform it in the model (for "
+                    "Uniform(0, a): sample r from Uniform(0, 1) and use a * r)."
+                )
 
 
 def _priors_agree(

@@ -127,6 +127,8 @@ def save(posterior: Posterior, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path: folder {str(target.parent)!r} does not exist")
+    if target.is_dir():
+        raise IsADirectoryError(f"path: {str(target)!r} is a folder; expected a file to write")
     tree = to_datatree(posterior, deterministic=False)
     tree.attrs["format"] = FORMAT
     # In a folder of its own the file gets the permissions of any other new file.

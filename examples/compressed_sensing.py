@@ -2,7 +2,7 @@
 
 The image has 784 pixels; a generator with 16 latent variables, trained on other digits, makes the
 problem solvable. No generator draws every digit exactly, so the model adds a deviation ``u``, as
-wide in every pixel as such images were found to differ from what the generator can draw. Writes
+wide in every pixel as held-out digits differ from their encoding decoded. Writes
 ``compressed_sensing.png`` and a text verdict.
 """
 

@@ -215,7 +215,7 @@ def test_constrain_and_unconstrain_are_inverse(name: str, rng: torch.Generator) 
     torch.testing.assert_close(log_density.unconstrain(values), v, rtol=1e-8, atol=1e-8)
     for site_name, site in log_density.sites.latent.items():
         assert values[site_name].shape == (4, *site.shape)
-        assert bool(site.prior.support.check(values[site_name]).all()) or not site.shape
+        assert bool(site.prior.support.check(values[site_name]).all())
 
 
 @pytest.mark.parametrize("model", [linear, plates, with_network])
@@ -359,13 +359,61 @@ def test_discrete_sites_are_refused_with_the_remedy() -> None:
 
 
 def test_supports_that_depend_on_other_sites_are_refused_with_the_remedy() -> None:
-    def model(y: Tensor) -> None:
+    def model(y: Tensor, low: float) -> None:
         a = pyro.sample("a", dist.Uniform(zeros(()), 1.0))
-        b = pyro.sample("b", dist.Uniform(zeros(()), a))
+        b = pyro.sample("b", dist.Uniform(low * a, a))
         pyro.sample("y", dist.Normal(b, 1.0).expand([6]).to_event(1), obs=y)
 
-    with pytest.raises(ModelError, match=r"'b'.*support depends"):
-        LogDensity(model, DATA)
+    for low in (0.0, -1.0):  # symmetric about zero, the support maps zero to zero whatever a is
+        with pytest.raises(ModelError, match=r"'b'.*support depends"):
+            LogDensity(model, DATA, low)
+
+
+def test_supports_that_depend_on_the_problem_are_refused() -> None:
+    def model(y: Tensor, top: Tensor) -> None:
+        r = pyro.sample("r", dist.Uniform(zeros(()), top))
+        pyro.sample("y", dist.Normal(r, 1.0).expand([6]).to_event(1), obs=y)
+
+    tops = torch.tensor([1.0, 5.0, 1.0], dtype=float64)
+    with pytest.raises(ModelError, match=r"'r'.*on the data"):
+        LogDensity(model, DATA.expand(3, 6), tops, batched=True)
+
+
+def test_data_outside_the_likelihoods_support_are_refused() -> None:
+    def model(y: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(2.0, dtype=float64), 1.0))
+        pyro.sample("y", dist.Exponential(rate).expand([6]).to_event(1), obs=y)
+
+    with pytest.raises(DataError, match=r"argument 'y'.*outside the support"):
+        LogDensity(model, -DATA.abs())
+    with pytest.raises(DataError, match=r"outside the support"):
+        LogDensity(model, torch.stack([DATA.abs(), -DATA.abs()]), batched=True)
+
+
+def test_a_model_that_looks_into_its_data_runs_unrecorded_and_says_where() -> None:
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(zeros(()), 1.0))
+        sign = 1.0 if y.mean() > 0 else -1.0
+        pyro.sample("y", dist.Normal(sign * z, 1.0).expand([6]).to_event(1), obs=y)
+
+    log_density = LogDensity(model, DATA)
+    v = torch.linspace(-1, 1, 3, dtype=float64)[:, None]
+    with pytest.warns(RuntimeWarning, match=r"recorded.*y.mean\(\) > 0"):
+        value, _ = log_density.value_and_grad(v)
+    torch.testing.assert_close(value, log_density.log_prob(v))
+
+
+def test_weights_that_want_gradients_do_not_leak_them() -> None:
+    with torch.random.fork_rng():
+        network = nn.Linear(4, 6).double()
+    assert network.weight.requires_grad
+
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(zeros(4), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(network(z), 1.0).to_event(1), obs=y)
+
+    value, gradient = LogDensity(model, DATA).value_and_grad(torch.ones(3, 4, dtype=float64))
+    assert not value.requires_grad and not gradient.requires_grad
 
 
 def test_subsampling_plates_are_refused() -> None:

@@ -32,7 +32,7 @@ def as_method(method: str | Method, argument: str = "method") -> Method:
         return method
     if isinstance(method, type) and issubclass(method, Method):
         return method()
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise OptionError(unknown_option(argument, str(method), METHODS))
     return METHODS[method]()
 

@@ -38,8 +38,9 @@ class Method:
       ``(*problems, chains)`` that is stored with the draw; it changes neither its arguments nor
       ``self`` and draws random numbers from ``rng`` only;
     - treat all leading axes of ``position`` but the last (chains) as independent problems;
-    - add it to ``METHODS`` in ``bayesgen/inference/__init__.py`` and to the table in
-      ``tests/inference/methods.py``, which runs every method through the same checks.
+    - add it to ``METHODS`` in ``bayesgen/inference/__init__.py`` and to the tables in
+      ``tests/inference/test_runner.py`` and, for samplers, ``tests/inference/test_checks.py``,
+      which run every method through the same checks.
     """
 
     name: ClassVar[str]
@@ -70,6 +71,10 @@ class Sampler(Method):
     """
 
     exact: ClassVar[bool] = True
+
+    def combine(self, earlier: Any, later: Any) -> Any:
+        """Info of two steps of which only the later is kept, when a run is thinned."""
+        return later
 
     def adapt(self, state: Any, info: Any, iteration: int, warmup: int) -> Any:
         """Learn from step ``iteration`` of ``warmup``; called during warm-up only."""

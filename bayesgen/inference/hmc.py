@@ -80,7 +80,8 @@ class HMC(Sampler):
         Mean integration time in units of the posterior standard deviations. The default pi/2
         carries an independent Gaussian to a fresh draw; strongly correlated posteriors gain from
         more. Each trajectory takes a uniformly distributed fraction between 0 and 2 of it, so
-        that no frequency resonates.
+        that no frequency resonates. Problems of one batch take equally many leapfrog steps, as
+        many as their typical step size asks for.
     target_acceptance
         Mean acceptance that warm-up tunes the step size to (0.8, as Stan: smaller is faster on
         benign posteriors, larger is safer on curved ones).
@@ -132,6 +133,10 @@ adapt_mass=True)
         typical_step = float(state.step_size.log().mean().exp())
         num_steps = math.ceil(fraction * self.trajectory / typical_step)
         return hamiltonian_step(log_density, state, rng, min(max(num_steps, 1), self.max_steps))
+
+    def combine(self, earlier: HMCInfo, later: HMCInfo) -> HMCInfo:
+        """Divergences of steps that thinning drops still count."""
+        return later._replace(diverging=earlier.diverging | later.diverging)
 
     def adapt(self, state: HMCState, info: HMCInfo, iteration: int, warmup: int) -> HMCState:
         """Tune the step size and, at the ends of windows, the mass matrix."""

@@ -71,6 +71,10 @@ class MALA(Sampler):
         """One Langevin proposal and its Metropolis test."""
         return hamiltonian_step(log_density, state, rng, 1)
 
+    def combine(self, earlier: HMCInfo, later: HMCInfo) -> HMCInfo:
+        """Divergences of steps that thinning drops still count."""
+        return later._replace(diverging=earlier.diverging | later.diverging)
+
     def adapt(self, state: HMCState, info: HMCInfo, iteration: int, warmup: int) -> HMCState:
         """Tune the step size and, at the ends of windows, the scales."""
         return hamiltonian_adapt(

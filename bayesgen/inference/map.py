@@ -22,8 +22,8 @@ class MAPInfo(NamedTuple):
     gradient_norm
         Euclidean norm of the gradient of the log density, in nats a prior standard deviation.
     converged
-        Whether the gradient fell below the tolerance, or the objective could not be lowered any
-        further at this precision.
+        Whether the gradient fell below the tolerance, or so low that what it promises is lost in
+        the rounding of the objective.
     n_steps
         Iterations taken before the restart stopped.
     """

@@ -105,7 +105,9 @@ def run_sampler(
     record, interrupted = _Record(start, draws), False
     try:
         for i in range(draws * thin):
-            state, info = method.step(density, state, rng)
+            state, new = method.step(density, state, rng)
+            # What happened in the steps that thinning drops must not go unseen.
+            info = new if i % thin == 0 else method.combine(info, new)
             if (i + 1) % thin == 0:
                 record.add(state, info)
             _tell(monitor, Step("sampling", i, draws * thin, state, info))

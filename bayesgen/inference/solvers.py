@@ -85,8 +85,7 @@ class GradientDescent:
             pending = pending & ~enough
             lipschitz = torch.where(pending, lipschitz * cls.grow, lipschitz)
             lost = pending & (lipschitz > cls.largest)
-            # No step, however small, lowers the objective: this is as far as the precision goes.
-            new = new._replace(stopped=new.stopped | lost, converged=new.converged | lost)
+            new = give_up(new, lost)
             pending = pending & ~lost
         return new._replace(memory=cls.Memory(lipschitz * cls.shrink))
 
@@ -167,15 +166,11 @@ class LBFGS:
         new = cls._line_search(objective, state, direction, slope, settings.tolerance)
         moved = new.n_steps > state.n_steps
         memory = cls._remember(state, new, moved)
-        # A failed search first forgets the curvature; failing again, the row has arrived at the
-        # precision of the arithmetic.
+        # A failed search first forgets the curvature; failing again, the row gives up.
         failures = torch.where(moved | state.stopped, 0.0, memory.failures + 1)
         products = torch.where(failures > 0, 0.0, memory.inverse_products)
         memory = memory._replace(inverse_products=products, failures=failures)
-        lost = failures > 1
-        return new._replace(
-            memory=memory, stopped=new.stopped | lost, converged=new.converged | lost
-        )
+        return give_up(new._replace(memory=memory), failures > 1)
 
     @classmethod
     def _direction(cls, state: SolverState) -> Tensor:
@@ -243,6 +238,19 @@ class LBFGS:
 
 
 SOLVERS: dict[str, Any] = {"lbfgs": LBFGS, "adam": Adam, "gradient-descent": GradientDescent}
+
+
+def give_up(state: SolverState, rows: Tensor) -> SolverState:
+    """``state`` with ``rows`` stopped because no step, however small, lowers their objective.
+
+    They count as converged if what the gradient promises, at the prior's unit curvature or more,
+    is lost in the rounding of the objective.
+    """
+    promised = 0.5 * state.gradient.square().sum(-1)
+    rounding = 100 * torch.finfo(promised.dtype).eps * state.log_prob.abs().clamp(min=1.0)
+    return state._replace(
+        stopped=state.stopped | rows, converged=state.converged | (rows & (promised <= rounding))
+    )
 
 
 def move(

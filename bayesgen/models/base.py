@@ -55,7 +55,13 @@ class Generator(torch.nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Decode ``z`` of shape ``(*batch, latent_dim)`` into ``(*batch, *image_shape)``."""
         self._check("z", z, (self.latent_dim,))
-        return native_batch(self.decode, z)
+        x = native_batch(self.decode, z)
+        if x.shape != z.shape[:-1] + self.image_shape:
+            raise ShapeError(
+                f"{type(self).__name__}.decode: made shape {tuple(x.shape)} of latent vectors "
+                f"{tuple(z.shape)}; expected {tuple(z.shape[:-1] + self.image_shape)}"
+            )
+        return x
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode without checks; `forward` is the public door."""
@@ -76,7 +82,7 @@ class Generator(torch.nn.Module):
         return dist.Independent(dist.Normal(zero, torch.ones_like(zero)), 1)
 
     def residual_prior(self) -> dist.TorchDistribution:
-        """Distribution of what the generator cannot draw, x - G(z), for images like those it knows.
+        """Distribution of x - G(z), what the generator leaves out of images like those it knows.
 
         A site ``u`` with this prior, added to ``G(z)``, lets a model leave the generator's range;
         without it credible intervals are too narrow.

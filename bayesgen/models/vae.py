@@ -83,7 +83,8 @@ class VAE(Generator):
         The settings above, without the seed.
     residual_std : Tensor
         Root mean square of x - G(m(x)) in every pixel, over images that were not trained on; the
-        noise level until `fit_residual` is called.
+        noise level until `fit_residual` is called. The encoder's m(x) is not the best latent
+        vector, so this is somewhat wider than the distance from the range.
     card : dict
         The model card: on what and how the model was trained and how good it is, as found by
         `bayesgen.models.load`.

@@ -352,6 +352,10 @@ def as_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _as_factor(factor: Any) -> float:
+    if isinstance(factor, Tensor) and (factor.requires_grad or factor.grad_fn is not None):
+        raise DtypeError(
+            "an operator cannot be scaled by a variable: write a * A(x), not (a * A)(x)"
+        )
     if isinstance(factor, Tensor | np.ndarray) and factor.ndim == 0:
         factor = factor.item()
     if not isinstance(factor, Real):
