@@ -38,6 +38,10 @@ class ResultError(BayesgenError, ValueError):
     """A result cannot answer the question it was asked."""
 
 
+class MissingPackageError(BayesgenError, ImportError):
+    """An optional package is not installed."""
+
+
 class FileFormatError(BayesgenError, ValueError):
     """A file is truncated, damaged, or of another kind or architecture."""
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from bayesgen._linear_map import maps_in
+
 aten = torch.ops.aten
 
 # In-place operations that change a tensor's shape only, and their out-of-place twins.
@@ -89,6 +91,8 @@ def record(fn: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
         _merge_reshapes(graph)
     graph.eliminate_dead_code()
     recorded.recompile()
+    # The graph knows opaque linear maps by number only; it must outlive no map that it applies.
+    vars(recorded)["linear_maps"] = maps_in(graph)
     return recorded
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from numbers import Real
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bayesgen._batching import native_batch
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.numerics import largest_singular_value
-from bayesgen.operators.rows import Rows, as_indices
+from bayesgen.operators.inputs import as_factor, as_shape, check_input
+from bayesgen.operators.rows import Index, as_indices
 
 
 class Operator(torch.nn.Module):
@@ -148,12 +146,12 @@ class Operator(torch.nn.Module):
         return Composition(self, other)
 
     def __mul__(self, factor: float) -> Operator:
-        return Scaled(self, _as_factor(factor))
+        return Scaled(self, as_factor(factor))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Operator:
-        divisor = _as_factor(divisor)
+        divisor = as_factor(divisor)
         if divisor == 0.0:
             raise OptionError(f"{self} / 0: the divisor must not be zero")
         return Scaled(self, 1 / divisor)
@@ -161,13 +159,40 @@ class Operator(torch.nn.Module):
     def __neg__(self) -> Operator:
         return Scaled(self, -1.0)
 
-    def __getitem__(self, rows: Rows) -> Operator:
-        """Keep some entries of the flattened data, in the order given; the range is ``(k,)``.
+    def __add__(self, other: Operator) -> Operator:
+        if not isinstance(other, Operator):
+            raise DtypeError(f"{self} + {type(other).__name__}: + adds two operators")
+        return Sum(self, other)
 
-        ``rows`` is an index, a list, slice or integer tensor of indices (negative ones count from
-        the end), or a boolean mask in the shape of the range.
+    def __sub__(self, other: Operator) -> Operator:
+        return self + (-other)
+
+    def __getitem__(self, index: Index) -> Operator:
+        """Keep some of the data, indexed as NumPy would: ``A[index](x)`` is ``A(x)[index]``.
+
+        ``index`` is an integer, a list, slice or tensor of integers, a boolean mask, or a tuple
+        of one for each axis of the data (of one image, without batch dimensions). No entry can be
+        taken twice; a single one has the shape ``(1,)``.
         """
-        return self._select(as_indices(rows, self.range_shape))
+        return self._select(as_indices(index, self.range_shape))
+
+    def derivative(self, x: Tensor) -> Operator:
+        """The derivative at the image ``x``, a linear operator; of a linear one, itself.
+
+        Parameters
+        ----------
+        x
+            Where to differentiate, ``domain_shape``; it is copied.
+        """
+        if self.linear:
+            return self
+        self._check("x", x, self.domain_shape)
+        if x.ndim != len(self.domain_shape):
+            raise ShapeError(
+                f"{self}.derivative: x must be one image of shape {self.domain_shape}, got "
+                f"{tuple(x.shape)}"
+            )
+        return Derivative(self, x)
 
     # Python would otherwise iterate by calling A[0], A[1], ...
     __iter__ = None
@@ -188,12 +213,10 @@ class Operator(torch.nn.Module):
         return x
 
     def _norm(self) -> float:
-        like = next((tensor for tensor in self._tensors() if tensor.is_floating_point()), None)
-        dtype, device = (torch.float64, None) if like is None else (like.dtype, like.device)
         # Drawn on the CPU, so that the start is the same on every device.
         rng = torch.Generator().manual_seed(0)
         start = torch.randn(self.domain_shape, generator=rng, dtype=torch.float64)
-        return largest_singular_value(self._forward, self._adjoint, start.to(device, dtype))
+        return largest_singular_value(self._forward, self._adjoint, start.to(self._example()))
 
     def _select(self, indices: Tensor) -> Operator:
         return Composition(Selection(self.range_shape, indices.to(self._device())), self)
@@ -201,47 +224,23 @@ class Operator(torch.nn.Module):
     def _tensors(self) -> Iterator[Tensor]:
         return chain(self.buffers(), self.parameters())
 
+    def _example(self) -> Tensor:
+        """Something of the dtype and on the device of the operator; double if it has none."""
+        floating = (tensor for tensor in self._tensors() if tensor.is_floating_point())
+        return next(floating, torch.empty((), dtype=torch.float64, device=self._device()))
+
     def _device(self) -> torch.device | None:
         return next((tensor.device for tensor in self._tensors()), None)
 
     def _require_linear(self, what: str) -> None:
         if not self.linear:
             raise OptionError(
-                f"{self}.{what}: the operator is not linear; linearise it about a point with "
-                "torch.func.jvp and torch.func.vjp"
+                f"{self}.{what}: the operator is not linear; A.derivative(x) is, the derivative "
+                "at an image x"
             )
 
     def _check(self, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-        """Refuse an input whose trailing shape, dtype or device does not fit the operator."""
-        if not isinstance(value, Tensor):
-            raise DtypeError(
-                f"{self}: {name} must be a torch tensor, got {type(value).__name__}; "
-                "torch.as_tensor converts"
-            )
-        if value.is_complex():
-            raise DtypeError(
-                f"{self}: {name} must be real, got {value.dtype}; pass real and imaginary part as "
-                "two channels"
-            )
-        if not value.is_floating_point():
-            raise DtypeError(
-                f"{self}: {name} must be floating-point, got {value.dtype}; convert it with "
-                f"{name}.float() or {name}.double()"
-            )
-        if value.shape[max(value.ndim - len(shape), 0) :] != shape:
-            wanted = ", ".join(["*batch", *map(str, shape)])
-            raise ShapeError(f"{self}: {name} must have shape ({wanted}), got {tuple(value.shape)}")
-        for tensor in self._tensors():
-            if tensor.device != value.device:
-                raise DtypeError(
-                    f"{self}: {name} is on {value.device}, the operator on {tensor.device}; move "
-                    f"one of them: A.to({name}.device) or {name}.to({str(tensor.device)!r})"
-                )
-            if tensor.is_floating_point() and tensor.dtype != value.dtype:
-                raise DtypeError(
-                    f"{self}: {name} is {value.dtype}, the operator {tensor.dtype}; convert one of "
-                    f"them: A.to({value.dtype}) or {name}.to({tensor.dtype})"
-                )
+        check_input(self, name, value, shape, self._tensors())
 
 
 class Adjoint(Operator):
@@ -321,45 +320,81 @@ class Composition(Operator):
 
 
 class Selection(Operator):
-    """Keep the flattened entries with the given distinct ``indices``, in that order."""
+    """Keep the entries with the given distinct flat ``indices``, in the shape of ``indices``."""
 
     indices: Tensor
 
     def __init__(self, domain_shape: Sequence[int], indices: Tensor) -> None:
-        super().__init__(domain_shape, (len(indices),))
+        super().__init__(domain_shape, tuple(indices.shape))
         self.register_buffer("indices", indices)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return x.flatten(-len(self.domain_shape)).index_select(-1, self.indices)
+        batch = x.shape[: x.ndim - len(self.domain_shape)]
+        y = x.flatten(len(batch)).index_select(-1, self.indices.flatten())
+        return y.reshape(batch + self.range_shape)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        flat = y.new_zeros((*y.shape[:-1], math.prod(self.domain_shape)))
-        return flat.index_copy(-1, self.indices, y).reshape(y.shape[:-1] + self.domain_shape)
+        batch = y.shape[: y.ndim - len(self.range_shape)]
+        x = y.new_zeros((*batch, math.prod(self.domain_shape)))
+        x = x.index_copy(-1, self.indices.flatten(), y.flatten(len(batch)))
+        return x.reshape(batch + self.domain_shape)
 
     def _norm(self) -> float:
         return 1.0
 
     def _select(self, indices: Tensor) -> Operator:
-        return Selection(self.domain_shape, self.indices[indices.to(self.indices.device)])
+        chosen = self.indices.flatten()[indices.to(self.indices.device)]
+        return Selection(self.domain_shape, chosen)
 
 
-def as_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape as a tuple of Python integers, all positive."""
-    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
-    if not sizes or any(not isinstance(n, int | np.integer) or n < 1 for n in sizes):
-        raise OptionError(f"{name}: expected a tuple of positive integers, got {shape!r}")
-    return tuple(int(n) for n in sizes)
+class Sum(Operator):
+    """``A + B``: both measure the same image, and their data are added."""
+
+    def __init__(self, first: Operator, second: Operator) -> None:
+        for what in ("domain_shape", "range_shape"):
+            one, other = getattr(first, what), getattr(second, what)
+            if one != other:
+                raise ShapeError(f"{first} + {second}: {what} {one} and {other} differ")
+        super().__init__(first.domain_shape, first.range_shape)
+        self.linear = first.linear and second.linear
+        self.first = first
+        self.second = second
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.first._forward(x) + self.second._forward(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.first._adjoint(y) + self.second._adjoint(y)
+
+    def _select(self, indices: Tensor) -> Operator:
+        return Sum(self.first._select(indices), self.second._select(indices))
+
+    def _get_name(self) -> str:
+        return f"({self.first} + {self.second})"
 
 
-def _as_factor(factor: Any) -> float:
-    if isinstance(factor, Tensor) and (factor.requires_grad or factor.grad_fn is not None):
-        raise DtypeError(
-            "an operator cannot be scaled by a variable: write a * A(x), not (a * A)(x)"
-        )
-    if isinstance(factor, Tensor | np.ndarray) and factor.ndim == 0:
-        factor = factor.item()
-    if not isinstance(factor, Real):
-        raise DtypeError(f"an operator can be scaled by a real number, got {factor!r}")
-    if not math.isfinite(factor):
-        raise OptionError(f"an operator can be scaled by a finite number, got {factor}")
-    return float(factor)
+class Derivative(Operator):
+    """``A.derivative(point)`` of an operator that is not linear."""
+
+    point: Tensor
+
+    def __init__(self, operator: Operator, point: Tensor) -> None:
+        super().__init__(operator.domain_shape, operator.range_shape)
+        self.operator = operator
+        self.register_buffer("point", point.detach().clone())
+
+    def _forward(self, x: Tensor) -> Tensor:
+        # The derivative is the transpose of its transpose: this needs reverse mode only, which
+        # every differentiable torch function has.
+        batch = x.shape[: x.ndim - len(self.domain_shape)]
+        y: Tensor = torch.func.vjp(self._adjoint, x.new_zeros(batch + self.range_shape))[1](x)[0]
+        return y
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        batch = y.shape[: y.ndim - len(self.range_shape)]
+        at = self.point.expand(batch + self.domain_shape)
+        x: Tensor = torch.func.vjp(self.operator._forward, at)[1](y)[0]
+        return x
+
+    def _get_name(self) -> str:
+        return f"{self.operator}'"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError, unknown_option
+from bayesgen.errors import DtypeError, OptionError, ShapeError
 from bayesgen.operators.base import Operator
-
-Boundary = Literal["zero", "periodic", "reflect"]
+from bayesgen.operators.convolution import Boundary, make_torus
+from bayesgen.operators.inputs import require_finite
 
 
 class Blur(Operator):
@@ -65,39 +65,23 @@ class Blur(Operator):
         self, domain_shape: Sequence[int], kernel: Any, boundary: Boundary = "zero"
     ) -> None:
         super().__init__(domain_shape, domain_shape)
-        if len(self.domain_shape) not in (2, 3):
-            raise ShapeError(
-                f"domain_shape: expected (y, x) or (channel, y, x), got {self.domain_shape}"
-            )
-        if boundary not in get_args(Boundary):
-            raise OptionError(unknown_option("boundary", boundary, get_args(Boundary)))
-        kernel = _checked_kernel(kernel, self.domain_shape[-2:])
-        self.boundary = boundary
-        self.kernel_shape = tuple(kernel.shape)
-        image, margin = self.domain_shape[-2:], [k - 1 for k in kernel.shape]
-        padded = tuple(n + m for n, m in zip(image, margin, strict=True))
-        # Of what the convolution runs on: the image, perhaps extended, then zeros up to a torus
-        # large enough for its two ends not to meet.
-        self._extended = padded if boundary == "reflect" else image
-        self._torus = image if boundary == "periodic" else tuple(map(_fast_length, padded))
-        origin = margin if boundary == "reflect" else [k // 2 for k in kernel.shape]
-        spread = kernel.new_zeros(self._torus)
-        spread[: kernel.shape[0], : kernel.shape[1]] = kernel
+        kernel = _checked_kernel(kernel)
+        self.torus = make_torus(self.domain_shape, tuple(kernel.shape), boundary)
         # The kernel itself, not its spectrum: Module.to(dtype) would make that real.
-        self.register_buffer("_kernel", spread.roll([-n for n in origin], dims=(0, 1)))
+        self.register_buffer("_kernel", self.torus.spread(kernel).contiguous())
 
     def _forward(self, x: Tensor) -> Tensor:
         if x.numel() == 0:  # refused by the Fourier transform
             return x
-        return _crop(self._convolve(self._extend(x), self._transfer()), self.domain_shape)
+        return self.torus.convolve(x, self._transfer())
 
     def _adjoint(self, y: Tensor) -> Tensor:
         if y.numel() == 0:
             return y
-        return self._fold(_crop(self._convolve(y, self._transfer().conj()), self._extended))
+        return self.torus.correlate(y, self._transfer())
 
     def _norm(self) -> float:
-        if self.boundary != "periodic":
+        if self.torus.boundary != "periodic":
             return super()._norm()
         return float(torch.fft.rfft2(self._kernel.double()).abs().max())
 
@@ -105,35 +89,6 @@ class Blur(Operator):
         """Spectrum of the kernel on the torus."""
         spectrum: Tensor = torch.fft.rfft2(self._kernel)
         return spectrum
-
-    def _convolve(self, x: Tensor, transfer: Tensor) -> Tensor:
-        """Multiply spectra on the torus; an ``x`` smaller than it is followed by zeros."""
-        spectrum = torch.fft.rfft2(x, s=self._torus)
-        result: Tensor = torch.fft.irfft2(spectrum * transfer, s=self._torus)
-        return result
-
-    def _extend(self, x: Tensor) -> Tensor:
-        """Reflect the image at its edges, as far as the kernel reaches."""
-        if self.boundary != "reflect":
-            return x
-        for dim, k in zip((-2, -1), self.kernel_shape, strict=True):
-            before, after = k - 1 - k // 2, k // 2
-            head = x.narrow(dim, 0, before).flip(dim)
-            tail = x.narrow(dim, x.shape[dim] - after, after).flip(dim)
-            x = torch.cat([head, x, tail], dim)
-        return x
-
-    def _fold(self, x: Tensor) -> Tensor:
-        """Adjoint of `_extend`: add to every pixel the values at its reflections."""
-        if self.boundary != "reflect":
-            return x
-        image = x.new_zeros(x.shape[:-2] + self.domain_shape[-2:])
-        folded: Tensor = torch.func.vjp(self._extend, image)[1](x)[0]
-        return folded
-
-
-def _crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return x[..., : shape[-2], : shape[-1]]
 
 
 def gaussian_kernel(
@@ -174,7 +129,7 @@ def gaussian_kernel(
     return torch.outer(y, x).to(dtype)
 
 
-def _checked_kernel(values: Any, image_shape: tuple[int, ...]) -> Tensor:
+def _checked_kernel(values: Any) -> Tensor:
     kernel: Tensor = torch.as_tensor(values).detach()
     if kernel.ndim != 2 or kernel.numel() == 0:
         raise ShapeError(f"kernel: expected two dimensions (y, x), got {tuple(kernel.shape)}")
@@ -182,17 +137,5 @@ def _checked_kernel(values: Any, image_shape: tuple[int, ...]) -> Tensor:
         raise DtypeError(
             f"kernel: expected real floating-point, got {kernel.dtype}; convert it with .float()"
         )
-    if any(k > n for k, n in zip(kernel.shape, image_shape, strict=True)):
-        raise ShapeError(
-            f"kernel: {tuple(kernel.shape)} is larger than the image {image_shape}; crop it"
-        )
-    if not torch.isfinite(kernel).all():
-        raise DataError("kernel: an entry is NaN or infinite")
+    require_finite("kernel", kernel)
     return kernel
-
-
-def _fast_length(n: int) -> int:
-    """Next length whose only prime factors are 2, 3 and 5: Fourier transforms are fastest."""
-    from scipy.fft import next_fast_len
-
-    return int(next_fast_len(n, real=True))

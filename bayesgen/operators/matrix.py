@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
-from bayesgen.operators.base import Operator, as_shape
+from bayesgen.errors import DtypeError, OptionError, ShapeError
+from bayesgen.operators.base import Operator
+from bayesgen.operators.inputs import as_shape, expect_size, require_finite
 
 # Up to this many rows or columns the singular values are computed, beyond it iterated.
 _SMALL = 1024
@@ -59,12 +60,11 @@ class Matrix(Operator):
             raise DtypeError(
                 f"matrix: expected real floating-point, got {matrix.dtype}; use .float()"
             )
-        if not torch.isfinite(matrix).all():
-            raise DataError("matrix: an entry is NaN or infinite")
+        require_finite("matrix", matrix)
         rows, columns = matrix.shape
         super().__init__(domain_shape or (columns,), range_shape or (rows,))
-        _expect_size("domain_shape", self.domain_shape, columns, "columns")
-        _expect_size("range_shape", self.range_shape, rows, "rows")
+        expect_size("domain_shape", self.domain_shape, columns, "columns")
+        expect_size("range_shape", self.range_shape, rows, "rows")
         self.register_buffer("matrix", matrix.clone(memory_format=torch.contiguous_format))
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -81,7 +81,8 @@ class Matrix(Operator):
         return float(torch.linalg.matrix_norm(self.matrix.double(), ord=2))
 
     def _select(self, indices: Tensor) -> Operator:
-        return Matrix(self.matrix[indices.to(self.matrix.device)], self.domain_shape)
+        rows = self.matrix[indices.flatten().to(self.matrix.device)]
+        return Matrix(rows, self.domain_shape, tuple(indices.shape))
 
 
 class GaussianMatrix(Matrix):
@@ -137,10 +138,3 @@ class GaussianMatrix(Matrix):
         rng = torch.Generator().manual_seed(seed)
         entries = torch.randn(rows, columns, generator=rng, dtype=torch.float64)
         super().__init__((std * entries).to(dtype), domain_shape)
-
-
-def _expect_size(name: str, shape: tuple[int, ...], size: int, what: str) -> None:
-    if math.prod(shape) != size:
-        raise ShapeError(
-            f"{name}: {shape} has {math.prod(shape)} entries, but the matrix has {size} {what}"
-        )

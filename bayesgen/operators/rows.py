@@ -1,78 +1,125 @@
-"""What stands between the brackets of ``A[rows]``, as a checked tensor of indices."""
+"""What stands between the brackets of ``A[index]``, as checked indices into the flat data."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bayesgen.errors import DtypeError, OptionError, ShapeError
 
-Rows = int | slice | Sequence[int] | Tensor
+Axis = int | slice | Sequence[int] | Tensor
+Index = Axis | tuple[Axis, ...]
 
 
-def as_indices(rows: Rows, shape: tuple[int, ...]) -> Tensor:
-    """Distinct indices between 0 and ``prod(shape) - 1``, int64, in the order asked for.
+def as_indices(index: Index, shape: tuple[int, ...]) -> Tensor:
+    """Where in the flattened data each entry of ``data[index]`` comes from.
+
+    Parameters
+    ----------
+    index
+        For the first axis: an integer, a list, slice or tensor of integers (negative ones count
+        from the end) or of booleans. Or a boolean mask in the shape of the data, or a tuple with
+        something for each of several axes, of which one at most is a list, tensor or mask.
+    shape
+        Of the data.
+
+    Returns
+    -------
+    Tensor
+        Distinct flat indices, int64, in the shape that NumPy gives the selected data; a single
+        entry has the shape ``(1,)``.
 
     Raises
     ------
     DtypeError
-        If ``rows`` is of another kind.
+        If ``index`` is of another kind.
     ShapeError
-        If a mask has not the shape ``shape``, or indices have more than one dimension.
+        If a mask does not fit the data, or there are more entries in the tuple than axes.
     OptionError
-        If there are none, or one is out of range or given twice.
+        If nothing is selected, or an index is out of range or given twice.
 
     Examples
     --------
-    >>> as_indices([2, -1], (2, 3)), as_indices(slice(0, 6, 4), (2, 3))
-    (tensor([2, 5]), tensor([0, 4]))
+    >>> as_indices([1, -2], (2, 3)), as_indices((slice(None), 2), (2, 3))
+    (tensor([[3, 4, 5],
+            [0, 1, 2]]), tensor([2, 5]))
     """
-    num_rows = math.prod(shape)
-    indices = _as_tensor(rows, num_rows)
-    if indices.dtype == torch.bool:
-        if tuple(indices.shape) not in (shape, (num_rows,)):
-            raise ShapeError(
-                f"A[rows]: a mask must have the shape {shape} of the data, got "
-                f"{tuple(indices.shape)}"
-            )
-        indices = indices.flatten().nonzero().flatten()
-    if indices.ndim != 1:
-        raise ShapeError(
-            "A[rows]: indices count the flattened data and have one dimension, got "
-            f"{tuple(indices.shape)}"
-        )
-    if len(indices) == 0:
-        raise OptionError("A[rows]: expected at least one row, got none")
-    outside = indices[(indices < -num_rows) | (indices >= num_rows)]
-    if len(outside):
-        raise OptionError(
-            f"A[rows]: the data have {num_rows} entries, index {int(outside[0])} is out of range"
-        )
-    indices = indices % num_rows
-    repeated = (indices.bincount() > 1).nonzero()
+    parts = index if isinstance(index, tuple) else (index,)
+    axes: list[Any] = []
+    axis = 0
+    for part in parts:
+        axes.append(_as_axis(part, shape, axis))
+        axis += max(getattr(axes[-1], "ndim", 1), 1) if _is_mask(axes[-1]) else 1
+    if axis > len(shape):
+        raise ShapeError(f"A[index]: the data have {len(shape)} axes, got indices for {axis}")
+    if sum(isinstance(part, np.ndarray) for part in axes) > 1:
+        raise DtypeError("A[index]: one axis at most can be given a list, tensor or mask")
+    chosen = np.arange(math.prod(shape)).reshape(shape)[tuple(axes)]
+    if chosen.size == 0:
+        raise OptionError("A[index]: expected at least one entry of the data, got none")
+    indices = torch.from_numpy(np.array(chosen, dtype=np.int64, ndmin=1))
+    repeated = (indices.flatten().bincount() > 1).nonzero()
     if len(repeated):
-        raise OptionError(f"A[rows]: every row can be taken once, {int(repeated[0])} came twice")
+        where = tuple(int(i) for i in np.unravel_index(int(repeated[0, 0]), shape))
+        raise OptionError(
+            f"A[index]: nothing can be taken twice, but entry {where} of the data came twice"
+        )
     return indices
 
 
-def _as_tensor(rows: Rows, num_rows: int) -> Tensor:
-    """Any of the allowed kinds as a tensor of int64 or bool."""
-    expected = "expected an index, a list, slice or integer tensor of indices, or a boolean mask"
-    if isinstance(rows, tuple):
-        raise DtypeError(f"A[rows]: {expected}, got a tuple; rows count the flattened data")
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, np.ndarray) and part.dtype == bool
+
+
+def _as_axis(part: Axis, shape: tuple[int, ...], axis: int) -> slice | int | np.ndarray[Any, Any]:
+    """One of the allowed kinds, checked against the axis it is for (a mask: and those after)."""
+    if isinstance(part, slice):
+        _expect_integers(part)
+        return part
+    values = _as_array(part)
+    if values.dtype == bool:
+        if values.ndim == 0 or values.shape != shape[axis : axis + values.ndim]:
+            raise ShapeError(
+                f"A[index]: a mask must have the shape {shape} of the data or of its first axes, "
+                f"got {values.shape}"
+            )
+        return values
+    if values.ndim > 1:
+        raise ShapeError(f"A[index]: expected one dimension of indices, got {values.shape}")
+    size = shape[axis] if axis < len(shape) else 0
+    outside = values[(values < -size) | (values >= size)]
+    if outside.size and size:
+        raise OptionError(
+            f"A[index]: axis {axis} of the data has {size} entries, index {outside[0]} is out of "
+            "range"
+        )
+    return int(values) if values.ndim == 0 else values
+
+
+def _expect_integers(part: slice) -> None:
     try:
-        if isinstance(rows, slice):
-            rows = range(num_rows)[rows]
-        indices = torch.as_tensor(list(rows) if isinstance(rows, range) else rows)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DtypeError(f"A[rows]: {expected}, got {rows!r}") from error
-    if indices.numel() == 0 and not isinstance(rows, Tensor):
-        return indices.to(torch.int64)
-    if indices.is_floating_point() or indices.is_complex():
-        raise DtypeError(f"A[rows]: {expected}, got {indices.dtype}")
-    if indices.dtype == torch.bool:
-        return indices
-    return (indices.unsqueeze(0) if indices.ndim == 0 else indices).to(torch.int64)
+        part.indices(1)
+    except (TypeError, ValueError) as error:
+        raise DtypeError(f"A[index]: {error}, got {part!r}") from error
+
+
+def _as_array(part: Any) -> np.ndarray[Any, Any]:
+    expected = "expected an integer, a list, slice or tensor of integers, or a boolean mask"
+    if isinstance(part, Tensor):
+        part = part.detach().cpu().numpy()
+    elif not isinstance(part, int | Sequence | np.ndarray | np.integer) or isinstance(part, str):
+        raise DtypeError(f"A[index]: {expected}, got {part!r}")
+    try:
+        values = np.asarray(part)
+    except ValueError as error:
+        raise DtypeError(f"A[index]: {expected}, got {part!r}") from error
+    if values.size == 0 and values.dtype != bool:
+        return values.astype(np.int64)
+    if values.dtype != bool and not np.issubdtype(values.dtype, np.integer):
+        raise DtypeError(f"A[index]: {expected}, got {part!r}")
+    return values if values.dtype == bool else values.astype(np.int64)

@@ -126,6 +126,10 @@ def test_scalars_of_every_kind() -> None:
         ),
         (lambda A: list(A), TypeError, "not iterable"),
         (lambda A: A[3], OptionError, "3 entries, index 3 is out of range"),
+        (lambda A: A + 1.0, DtypeError, r"Gain \+ float: \+ adds two operators"),
+        (lambda A: A + A[:2], ShapeError, r"range_shape \(3,\) and \(2,\) differ"),
+        (lambda A: A - Identity((4,)), ShapeError, r"domain_shape \(3,\) and \(4,\) differ"),
+        (lambda A: A @ torch.ones(2), DtypeError, "to apply one to a tensor"),
         (lambda A: A[[]], OptionError, "got none"),
     ],
 )
@@ -186,12 +190,35 @@ def test_operators_that_are_not_linear() -> None:
     assert (2 * A)[[2]](x).tolist() == [18.0]
     for B in (A, 2 * A, A @ Identity((3,)), A[:2]):
         assert not B.linear
-        with pytest.raises(OptionError, match=r"norm: the operator is not linear; linearise"):
+        with pytest.raises(OptionError, match=r"norm: the operator is not linear; A.derivative"):
             B.normalised()
         with pytest.raises(OptionError, match=r"adjoint: the operator is not linear"):
             B.adjoint(x)
         with pytest.raises(OptionError, match=r"T: the operator is not linear"):
             _ = B.T
+    # B is A[:2] here.
+    check_operator(B.derivative(x), dtype=torch.float64).raise_if_failed()
+    assert B.derivative(x)(torch.ones(3)).tolist() == [2.0, 4.0]
+    assert B.derivative(x).adjoint(torch.ones(2)).tolist() == [2.0, 4.0, 0.0]
+
+
+def test_derivative() -> None:
+    A, x = Square((3,), (3,)), torch.tensor([1.0, 2.0, 3.0])
+    D = A.derivative(x)
+    x.zero_()
+    assert str(D) == "Square'"
+    assert D(torch.ones(2, 3)).tolist() == [[2.0, 4.0, 6.0]] * 2
+    gain = _gain()
+    assert gain.derivative(torch.ones(3, dtype=torch.float64)) is gain
+    with pytest.raises(ShapeError, match=r"one image of shape \(3,\), got \(2, 3\)"):
+        A.derivative(torch.ones(2, 3))
+
+
+def test_sums_and_differences() -> None:
+    A, x = _gain(), torch.ones(3, dtype=torch.float64)
+    assert (A + 2 * A)(x).tolist() == [9.0, -12.0, 1.5]
+    assert (A - A)(x).tolist() == [0.0, 0.0, 0.0]
+    assert not (Square((3,), (3,)) + Identity((3,))).linear
 
 
 def test_operator_without_forward() -> None:
