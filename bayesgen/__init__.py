@@ -5,7 +5,7 @@ Write the inverse problem as a Pyro model, call `infer`, get draws, uncertainty 
 
 from __future__ import annotations
 
-from bayesgen import datasets, inference, models, operators
+from bayesgen import datasets, distributions, inference, models, operators, reconstruction
 from bayesgen._version import __version__
 from bayesgen.infer import infer
 from bayesgen.log_density import LogDensity
@@ -16,8 +16,10 @@ __all__ = [
     "Posterior",
     "__version__",
     "datasets",
+    "distributions",
     "infer",
     "inference",
     "models",
     "operators",
+    "reconstruction",
 ]

@@ -64,7 +64,7 @@ def apply(linear_map: LinearMap, x: Tensor, *, adjoint: bool = False) -> Tensor:
     Parameters
     ----------
     linear_map
-        The map. Whoever applies it keeps it alive.
+        The map. Gradients keep it alive; of a graph of operations, see `maps_in`.
     x
         ``(*batch, domain_size)``, or ``(*batch, range_size)`` for the adjoint.
     adjoint
@@ -93,7 +93,7 @@ def _find(handle: int) -> tuple[LinearMap, bool]:
 def _linear_map(x: Tensor, handle: int) -> Tensor:
     linear_map, adjoint = _find(handle)
     batch = x.shape[:-1]
-    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    flat = x.detach().reshape(-1, x.shape[-1]).contiguous()
     if len(flat) == 0:
         return _result_like(x, handle)
     result = linear_map.adjoint(flat) if adjoint else linear_map.forward(flat)
@@ -122,6 +122,7 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
         ctx.handle = inputs[1]
+        ctx.keeps_alive = _find(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:

@@ -16,12 +16,13 @@ from bayesgen.operators.checks import OperatorReport, check_operator
 from bayesgen.operators.convolution import Convolution
 from bayesgen.operators.deepinv_adapter import from_deepinv
 from bayesgen.operators.downsample import Downsample
-from bayesgen.operators.fourier import Fourier, birdcage_sensitivities, cartesian_mask
+from bayesgen.operators.fourier import Fourier
 from bayesgen.operators.function import Function, Nonlinear, from_function
 from bayesgen.operators.gradient import Gradient
 from bayesgen.operators.identity import Identity
 from bayesgen.operators.mask import Mask
 from bayesgen.operators.matrix import GaussianMatrix, Matrix
+from bayesgen.operators.mri import birdcage_sensitivities, cartesian_mask
 from bayesgen.operators.odl_adapter import from_odl, to_odl
 from bayesgen.operators.phase import PhaseRetrieval
 from bayesgen.operators.radon import Radon

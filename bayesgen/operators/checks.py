@@ -132,8 +132,7 @@ def check_operator(
     """
     if dtype is not None:
         operator = copy.deepcopy(operator).to(dtype)
-    like = next((t for t in operator._tensors() if t.is_floating_point()), None)
-    dtype = dtype or (torch.float64 if like is None else like.dtype)
+    dtype = dtype or operator._example().dtype
     rng = torch.Generator().manual_seed(seed)
     x = _probes(operator.domain_shape, rng).to(operator._device(), dtype)
     y = _probes(operator.range_shape, rng).to(operator._device(), dtype)
@@ -246,7 +245,8 @@ def _gradient(A: Operator, x: Tensor, y: Tensor) -> _Outcome:
 
 def _norm(A: Operator, x: Tensor, y: Tensor) -> _Outcome:
     with torch.no_grad():
-        iterated = largest_singular_value(A, A.adjoint, x[-1])
+        tolerance = _NORM_TOLERANCE[x.dtype]
+        iterated = largest_singular_value(A, A.adjoint, x[-1], tolerance=tolerance)
     claimed = A.norm()
     error = abs(claimed - iterated) / iterated if iterated else claimed
     note = f"A.norm() = {claimed:.6g}, iterated {iterated:.6g}"
@@ -271,7 +271,7 @@ def _gain(A: Operator, x: Tensor) -> float:
 
 def _adjoint_scale(A: Operator, x: Tensor, y: Tensor) -> float:
     there, back = _inner(A(x), y), _inner(x, A.adjoint(y))
-    return float((there @ back) / (back @ back))
+    return float(((there @ back) / (back @ back)).detach())
 
 
 def _value_and_gradient(function: _Map, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -296,7 +296,8 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def _ratio(error: Tensor, scale: Tensor) -> float:
     """Largest quotient; zero over zero is zero."""
-    return float((error / scale.clamp(min=torch.finfo(torch.float64).tiny)).max())
+    scale = scale.clamp(min=torch.finfo(torch.float64).tiny)
+    return float((error / scale).detach().max())
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

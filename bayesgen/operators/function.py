@@ -24,6 +24,8 @@ class Function(Operator):
         Shapes of one image and of its data.
     linear
         Whether the function is linear.
+    dtype
+        One that the function takes, if it is no module with parameters of its own.
     """
 
     def __init__(
@@ -33,12 +35,18 @@ class Function(Operator):
         range_shape: Sequence[int],
         adjoint: Callable[[Tensor], Tensor] | None = None,
         linear: bool = True,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__(domain_shape, range_shape)
         self.linear = linear
+        self.dtype = dtype
         # A module is registered, so that its parameters are converted and checked with the rest.
         self.function = function
         self.adjoint_function = adjoint
+
+    def _example(self) -> Tensor:
+        own = any(tensor.is_floating_point() for tensor in self._tensors())
+        return super()._example() if own else torch.empty((), dtype=self.dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.function(x)
@@ -84,8 +92,9 @@ class Nonlinear(Function):
     ) -> None:
         domain_shape = as_shape("domain_shape", domain_shape)
         with torch.no_grad():
-            found = _shape_of_data(function, _try(function, domain_shape), range_shape)
-        super().__init__(function, domain_shape, found, linear=False)
+            image = _try(function, domain_shape)
+            found = _shape_of_data(function, image, range_shape)
+        super().__init__(function, domain_shape, found, linear=False, dtype=image.dtype)
 
 
 def from_function(
@@ -135,7 +144,7 @@ def from_function(
     if not batched:
         function = _vectorised(function, len(domain_shape))
         adjoint = None if adjoint is None else _vectorised(adjoint, len(found))
-    return Function(function, domain_shape, found, adjoint)
+    return Function(function, domain_shape, found, adjoint, dtype=image.dtype)
 
 
 def _try(function: Callable[[Tensor], Tensor], domain_shape: tuple[int, ...]) -> Tensor:
@@ -148,11 +157,11 @@ def _try(function: Callable[[Tensor], Tensor], domain_shape: tuple[int, ...]) ->
         tensors = (*function.parameters(), *function.buffers())
         return image.to(next((t for t in tensors if t.is_floating_point()), image))
     try:
-        function(image)
-    except RuntimeError:  # it may hold tensors in double precision
         function(image.double())
-        return image.double()
-    return image
+    except (RuntimeError, DtypeError):  # it may hold tensors in single precision
+        function(image)
+        return image
+    return image.double()
 
 
 def _shape_of_data(

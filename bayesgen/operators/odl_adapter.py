@@ -194,7 +194,9 @@ def _shape(odl: Any, space: Any) -> tuple[int, ...]:
 
 def _dtype(odl: Any, space: Any) -> np.dtype[Any]:
     parts = _parts(odl, space)
-    return np.dtype(str(space.dtype)) if parts is None else _dtype(odl, parts[0])
+    if parts is not None:
+        return _dtype(odl, parts[0])
+    return np.dtype(str(space.dtype).removeprefix("torch."))
 
 
 def _weights(odl: Any, space: Any) -> Array:
@@ -212,16 +214,17 @@ def _weights(odl: Any, space: Any) -> Array:
 
 
 def _entrywise(weighting: Any, space: Any) -> Any:
-    for attribute in ("const", "array"):
-        if hasattr(weighting, attribute):
-            return getattr(weighting, attribute)
+    if hasattr(weighting, "const"):
+        return weighting.const
+    if hasattr(weighting, "array") and np.shape(weighting.array) == space.shape:
+        return weighting.array
     raise OptionError(f"operator: the inner product of {space!r} is not weighted entry by entry")
 
 
 def _element(odl: Any, space: Any, flat: Array) -> Any:
     parts = _parts(odl, space)
     if parts is None:
-        return space.element(flat.reshape(space.shape).astype(str(space.dtype)))
+        return space.element(flat.reshape(space.shape).astype(_dtype(odl, space)))
     ends = np.cumsum([math.prod(_shape(odl, part)) for part in parts])
     pieces = zip(parts, np.split(flat, ends[:-1]), strict=True)
     return space.element([_element(odl, part, piece) for part, piece in pieces])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
-from bayesgen.operators.fourier import Fourier, birdcage_sensitivities, cartesian_mask
+from bayesgen.operators import Fourier, birdcage_sensitivities, cartesian_mask
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
