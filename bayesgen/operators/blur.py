@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DtypeError, OptionError, ShapeError
+from bayesgen.errors import OptionError
 from bayesgen.operators.base import Operator
 from bayesgen.operators.convolution import Boundary, make_torus
-from bayesgen.operators.inputs import require_finite
+from bayesgen.operators.inputs import as_kernel
 
 
 class Blur(Operator):
@@ -65,7 +65,7 @@ class Blur(Operator):
         self, domain_shape: Sequence[int], kernel: Any, boundary: Boundary = "zero"
     ) -> None:
         super().__init__(domain_shape, domain_shape)
-        kernel = _checked_kernel(kernel)
+        kernel = as_kernel(kernel)
         self.torus = make_torus(self.domain_shape, tuple(kernel.shape), boundary)
         # The kernel itself, not its spectrum: Module.to(dtype) would make that real.
         self.register_buffer("_kernel", self.torus.spread(kernel).contiguous())
@@ -127,15 +127,3 @@ def gaussian_kernel(
         profiles.append(torch.softmax(-0.5 * (distance / std) ** 2, dim=0))
     y, x = profiles
     return torch.outer(y, x).to(dtype)
-
-
-def _checked_kernel(values: Any) -> Tensor:
-    kernel: Tensor = torch.as_tensor(values).detach()
-    if kernel.ndim != 2 or kernel.numel() == 0:
-        raise ShapeError(f"kernel: expected two dimensions (y, x), got {tuple(kernel.shape)}")
-    if not kernel.is_floating_point():
-        raise DtypeError(
-            f"kernel: expected real floating-point, got {kernel.dtype}; convert it with .float()"
-        )
-    require_finite("kernel", kernel)
-    return kernel

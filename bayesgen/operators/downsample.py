@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from bayesgen.errors import OptionError, ShapeError, unknown_option
 from bayesgen.operators.base import Operator
 from bayesgen.operators.blur import Blur, gaussian_kernel
-from bayesgen.operators.inputs import as_shape
+from bayesgen.operators.convolution import make_torus
+from bayesgen.operators.inputs import as_kernel, as_shape
 
 
 class Downsample(Operator):
@@ -72,6 +74,9 @@ class Downsample(Operator):
     (0.5, (3, 7, 14))
     """
 
+    _along_y: Tensor | None
+    _along_x: Tensor | None
+
     def __init__(
         self, domain_shape: Sequence[int], factor: int | tuple[int, int], kernel: Any = "box"
     ) -> None:
@@ -88,20 +93,39 @@ class Downsample(Operator):
             )
         super().__init__(shape, (*shape[:-2], shape[-2] // height, shape[-1] // width))
         self.factor = factors
-        self.box = isinstance(kernel, str) and kernel == "box"
-        if isinstance(kernel, str) and kernel == "gaussian":
-            kernel = _gaussian(factors, shape[-2:])
-        self.blur = None if self.box or kernel is None else Blur(shape, kernel, "reflect")
+        if isinstance(kernel, str):
+            self.box = kernel == "box"
+            profiles = None if self.box else _gaussian(factors, shape[-2:])
+        else:
+            self.box = False
+            profiles = None
+            if kernel is not None:
+                kernel = as_kernel(kernel)
+                make_torus(shape, tuple(kernel.shape), "reflect")  # for its checks
+                profiles = _separate(kernel)
+        along_y = along_x = None
+        if profiles is not None:
+            along_y = _sampled(profiles[0], shape[-2], height)
+            along_x = _sampled(profiles[1], shape[-1], width)
+        # (term, row, y) and (term, column, x): filter and sampling, along each axis, of each term
+        # of the kernel as a sum of products of profiles.
+        self.register_buffer("_along_y", along_y)
+        self.register_buffer("_along_x", along_x)
 
     def _forward(self, x: Tensor) -> Tensor:
         (rows, columns), (height, width) = self.range_shape[-2:], self.factor
         if self.box:
             blocks = x.reshape(*x.shape[:-2], rows, height, columns, width)
             return blocks.mean((-3, -1))
-        x = x if self.blur is None else self.blur._forward(x)
-        return x[..., (height - 1) // 2 :: height, (width - 1) // 2 :: width]
+        if self._along_y is None or self._along_x is None:
+            return x[..., (height - 1) // 2 :: height, (width - 1) // 2 :: width]
+        terms = zip(self._along_y, self._along_x, strict=True)
+        return torch.stack([along_y @ (x @ along_x.mT) for along_y, along_x in terms]).sum(0)
 
     def _adjoint(self, y: Tensor) -> Tensor:
+        if self._along_y is not None and self._along_x is not None:
+            terms = zip(self._along_y, self._along_x, strict=True)
+            return torch.stack([along_y.mT @ y @ along_x for along_y, along_x in terms]).sum(0)
         (rows, columns), (height, width) = self.range_shape[-2:], self.factor
         y = y[..., None, :, None]
         if self.box:
@@ -109,13 +133,36 @@ class Downsample(Operator):
         else:
             around = ((width - 1) // 2, width // 2, 0, 0, (height - 1) // 2, height // 2)
             y = pad(y, around)
-        x = y.reshape(*y.shape[:-4], *self.domain_shape[-2:])
-        return x if self.blur is None else self.blur._adjoint(x)
+        return y.reshape(*y.shape[:-4], *self.domain_shape[-2:])
 
     def _norm(self) -> float:
-        if self.blur is not None:
+        if self._along_y is None or self._along_x is None:
+            return 1 / math.sqrt(math.prod(self.factor)) if self.box else 1.0
+        if len(self._along_y) > 1:
             return super()._norm()
-        return 1 / math.sqrt(math.prod(self.factor)) if self.box else 1.0
+        parts = (self._along_y[0], self._along_x[0])
+        return math.prod(float(torch.linalg.matrix_norm(part.double(), ord=2)) for part in parts)
+
+
+def _separate(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Profiles ``(term, y)`` and ``(term, x)`` whose products add up to the kernel.
+
+    One term for the usual kernels, which are products; as many as the rank for others.
+    """
+    left, values, right = torch.linalg.svd(kernel.double(), full_matrices=False)
+    kept = values > torch.finfo(kernel.dtype).eps * values[0]
+    kept[0] = True
+    return (left * values).mT[kept].to(kernel.dtype), right[kept].to(kernel.dtype)
+
+
+def _sampled(profiles: Tensor, size: int, factor: int) -> Tensor:
+    """Matrices ``(term, size / factor, size)`` that filter an axis and sample it."""
+    axis = torch.eye(size, dtype=profiles.dtype)
+    matrices = []
+    for profile in profiles:
+        filtered = Blur((size, 1), profile[:, None], "reflect")(axis[..., None])[..., 0]
+        matrices.append(filtered.mT[(factor - 1) // 2 :: factor])
+    return torch.stack(matrices)
 
 
 def _as_pair(factor: Any) -> tuple[int, int]:
@@ -126,10 +173,10 @@ def _as_pair(factor: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _gaussian(factors: tuple[int, int], image_shape: tuple[int, ...]) -> Tensor:
+def _gaussian(factors: tuple[int, int], image_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """As wide as the image allows up to three deviations, and odd or even as the factor is."""
     profiles = []
     for f, n in zip(factors, image_shape, strict=True):
         size = 1 if f == 1 else min(3 * f, n - (n - f) % 2)
-        profiles.append(gaussian_kernel((size, 1), std=f / 2))
-    return profiles[0] @ profiles[1].T
+        profiles.append(gaussian_kernel((1, size), std=f / 2))
+    return profiles[0], profiles[1]

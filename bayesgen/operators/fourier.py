@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ class Fourier(Operator):
     """
 
     _samples: Tensor
+    _places: Tensor | None
     _sensitivities: Tensor | None
 
     def __init__(
@@ -86,6 +87,7 @@ class Fourier(Operator):
         samples = samples if maps is None else samples.to(maps.device)
         super().__init__(shape, (*self._coils, *samples.shape, 2))
         self.register_buffer("_samples", samples)
+        self.register_buffer("_places", _in_transform(samples, shape[-2:]))
         # As pairs of real numbers: Module.to(dtype) would drop the imaginary part.
         self.register_buffer("_sensitivities", maps)
 
@@ -136,22 +138,48 @@ class Fourier(Operator):
     def _forward(self, x: Tensor) -> Tensor:
         if x.numel() == 0:  # refused by the Fourier transform
             return x.new_zeros(x.shape[: -len(self.domain_shape)] + self.range_shape) + x.sum()
-        if len(self.domain_shape) == 2:
-            image = torch.complex(x, torch.zeros_like(x))
-        else:
-            image = torch.complex(*x.unbind(-3))
+        image = x if len(self.domain_shape) == 2 else torch.complex(*x.unbind(-3))
+        image = torch.fft.ifftshift(image, (-2, -1))
         if self._sensitivities is not None:
             image = image.unsqueeze(-3) * torch.view_as_complex(self._sensitivities)
-        return self._gather(_centred(torch.fft.fft2, image))
+        return torch.view_as_real(self._transform(image))
 
     def _adjoint(self, y: Tensor) -> Tensor:
         if y.numel() == 0:
             return y.new_zeros(y.shape[: -len(self.range_shape)] + self.domain_shape) + y.sum()
-        image = _centred(torch.fft.ifft2, self._scatter(y))
+        image = self._transform_adjoint(torch.view_as_complex(y.contiguous()))
         if self._sensitivities is not None:
             image = (image * torch.view_as_complex(self._sensitivities).conj()).sum(-3)
+        image = torch.fft.fftshift(image, (-2, -1))
         real = len(self.domain_shape) == 2
         return image.real if real else torch.stack([image.real, image.imag], -3)
+
+    def _transform(self, image: Tensor) -> Tensor:
+        """The samples of an image whose middle pixel comes first."""
+        if self._samples.ndim == 2 and self._places is not None:
+            # Along y only the lines that are kept are transformed.
+            rows = torch.fft.fft(image, dim=-1, norm="ortho").index_select(-1, self._places)
+            lines = torch.fft.fft(rows, dim=-2, norm="ortho")
+            return torch.fft.fftshift(lines, -2).transpose(-2, -1)
+        kspace = torch.fft.fft2(image, norm="ortho")
+        if self._places is None:
+            return torch.fft.fftshift(kspace, (-2, -1))
+        return kspace.flatten(-2).index_select(-1, self._places)
+
+    def _transform_adjoint(self, samples: Tensor) -> Tensor:
+        image_shape = self.domain_shape[-2:]
+        if self._places is None:
+            kspace = torch.fft.ifftshift(samples, (-2, -1))
+            return torch.fft.ifft2(kspace, norm="ortho")
+        if self._samples.ndim == 2:
+            lines = torch.fft.ifftshift(samples.transpose(-2, -1), -2)
+            lines = torch.fft.ifft(lines, dim=-2, norm="ortho")
+            rows = lines.new_zeros((*lines.shape[:-2], *image_shape))
+            rows = rows.index_copy(-1, self._places, lines)
+            return torch.fft.ifft(rows, dim=-1, norm="ortho")
+        kspace = samples.new_zeros((*samples.shape[:-1], math.prod(image_shape)))
+        kspace = kspace.index_copy(-1, self._places, samples).unflatten(-1, image_shape)
+        return torch.fft.ifft2(kspace, norm="ortho")
 
     def _norm(self) -> float:
         image_shape = self.domain_shape[-2:]
@@ -164,7 +192,7 @@ class Fourier(Operator):
             return float(self._sensitivities.double().square().sum((0, -1)).max().sqrt())
         if self._samples.ndim == 2:
             maps = torch.view_as_complex(self._sensitivities.double())
-            return _norm_of_lines(maps, kept.any(0), real)
+            return _norm_of_lines(torch.fft.fftshift(maps, (-2, -1)), kept.any(0), real)
         return super()._norm()
 
     def _gather(self, kspace: Tensor) -> Tensor:
@@ -178,12 +206,6 @@ class Fourier(Operator):
         pairs = y.new_zeros((*y.shape[:-2], math.prod(image_shape), 2))
         pairs = pairs.index_copy(-2, self._samples.flatten(), y)
         return torch.complex(*pairs.unbind(-1)).unflatten(-1, image_shape)
-
-
-def _centred(transform: Callable[..., Tensor], image: Tensor) -> Tensor:
-    """Orthonormal, with the middle pixel as origin on both sides."""
-    shifted = torch.fft.ifftshift(image, (-2, -1))
-    return torch.fft.fftshift(transform(shifted, norm="ortho"), (-2, -1))
 
 
 def _as_samples(mask: Any, image_shape: tuple[int, ...]) -> Tensor:
@@ -207,15 +229,31 @@ def _as_samples(mask: Any, image_shape: tuple[int, ...]) -> Tensor:
     return grid[mask] if mask.ndim == 2 else grid.T[mask]
 
 
+def _in_transform(samples: Tensor, image_shape: tuple[int, ...]) -> Tensor | None:
+    """Where the Fourier transform, frequency zero first, has what is sampled.
+
+    Flat indices of single samples, the columns of whole lines; None if everything is kept.
+    """
+    height, width = image_shape
+    if samples.ndim == 2 and samples.numel() == height * width and samples.shape[0] == height:
+        full = torch.arange(height * width, device=samples.device).reshape(height, width)
+        if torch.equal(samples, full):
+            return None
+    row, column = samples // width, samples % width
+    row, column = (row - height // 2) % height, (column - width // 2) % width
+    return row * width + column if samples.ndim == 1 else column[:, 0].contiguous()
+
+
 def _as_maps(values: Any, image_shape: tuple[int, ...]) -> Tensor:
-    """Complex maps as pairs of real numbers."""
+    """Complex maps as pairs of real numbers, with the middle pixel first."""
     maps = torch.as_tensor(values).detach()
     if not maps.is_complex():
         raise DtypeError(f"sensitivities: expected complex numbers, got {maps.dtype}")
     if maps.ndim != 3 or len(maps) == 0 or tuple(maps.shape[1:]) != image_shape:
         wanted = ", ".join(["coil", *map(str, image_shape)])
         raise ShapeError(f"sensitivities: expected shape ({wanted}), got {tuple(maps.shape)}")
-    pairs = torch.view_as_real(maps.resolve_conj()).clone(memory_format=torch.contiguous_format)
+    shifted = torch.fft.ifftshift(maps.resolve_conj(), (-2, -1))
+    pairs = torch.view_as_real(shifted).clone(memory_format=torch.contiguous_format)
     require_finite("sensitivities", pairs)
     return pairs
 

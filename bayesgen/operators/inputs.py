@@ -96,3 +96,16 @@ def check_input(
                 f"{owner}: {name} is {value.dtype}, the operator {part.dtype}; convert one of "
                 f"them: A.to({value.dtype}) or {name}.to({part.dtype})"
             )
+
+
+def as_kernel(values: Any) -> Tensor:
+    """A finite, real, two-dimensional convolution kernel."""
+    kernel: Tensor = torch.as_tensor(values).detach()
+    if kernel.ndim != 2 or kernel.numel() == 0:
+        raise ShapeError(f"kernel: expected two dimensions (y, x), got {tuple(kernel.shape)}")
+    if not kernel.is_floating_point():
+        raise DtypeError(
+            f"kernel: expected real floating-point, got {kernel.dtype}; convert it with .float()"
+        )
+    require_finite("kernel", kernel)
+    return kernel
