@@ -323,10 +323,15 @@ class Selection(Operator):
     """Keep the entries with the given distinct flat ``indices``, in the shape of ``indices``."""
 
     indices: Tensor
+    _places: Tensor
 
     def __init__(self, domain_shape: Sequence[int], indices: Tensor) -> None:
         super().__init__(domain_shape, tuple(indices.shape))
         self.register_buffer("indices", indices)
+        # Where each pixel's value is among the data; past their end for those that are not kept.
+        places = torch.full((math.prod(self.domain_shape),), indices.numel(), device=indices.device)
+        places[indices.flatten()] = torch.arange(indices.numel(), device=indices.device)
+        self.register_buffer("_places", places, persistent=False)
 
     def _forward(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.ndim - len(self.domain_shape)]
@@ -335,9 +340,8 @@ class Selection(Operator):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         batch = y.shape[: y.ndim - len(self.range_shape)]
-        x = y.new_zeros((*batch, math.prod(self.domain_shape)))
-        x = x.index_copy(-1, self.indices.flatten(), y.flatten(len(batch)))
-        return x.reshape(batch + self.domain_shape)
+        followed_by_zero = torch.nn.functional.pad(y.flatten(len(batch)), (0, 1))
+        return followed_by_zero.index_select(-1, self._places).reshape(batch + self.domain_shape)
 
     def _norm(self) -> float:
         return 1.0

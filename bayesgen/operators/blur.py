@@ -13,6 +13,10 @@ from bayesgen.errors import OptionError
 from bayesgen.operators.base import Operator
 from bayesgen.operators.convolution import Boundary, make_torus
 from bayesgen.operators.inputs import as_kernel
+from bayesgen.operators.separable import axis_matrices, filter_axes, norm_of_axes, separate
+
+# Terms of the kernel times sides of the image, up to which dense matrices beat the transforms.
+_SMALL = 512
 
 
 class Blur(Operator):
@@ -59,7 +63,9 @@ class Blur(Operator):
     True
     """
 
-    _kernel: Tensor
+    _along_y: Tensor | None
+    _along_x: Tensor | None
+    _kernel: Tensor | None
 
     def __init__(
         self, domain_shape: Sequence[int], kernel: Any, boundary: Boundary = "zero"
@@ -67,26 +73,45 @@ class Blur(Operator):
         super().__init__(domain_shape, domain_shape)
         kernel = as_kernel(kernel)
         self.torus = make_torus(self.domain_shape, tuple(kernel.shape), boundary)
-        # The kernel itself, not its spectrum: Module.to(dtype) would make that real.
-        self.register_buffer("_kernel", self.torus.spread(kernel).contiguous())
+        profiles = separate(kernel)
+        along_y = along_x = spread = None
+        if len(profiles[0]) * sum(self.torus.image) <= _SMALL:
+            every = slice(None)
+            along_y = axis_matrices(profiles[0], self.torus.image[0], boundary, every)
+            along_x = axis_matrices(profiles[1], self.torus.image[1], boundary, every)
+            along_y, along_x = along_y.to(kernel.dtype), along_x.to(kernel.dtype)
+        else:
+            # The kernel itself, not its spectrum: Module.to(dtype) would make that real.
+            spread = self.torus.spread(kernel).contiguous()
+        self.register_buffer("_along_y", along_y)
+        self.register_buffer("_along_x", along_x)
+        self.register_buffer("_kernel", spread)
 
     def _forward(self, x: Tensor) -> Tensor:
         if x.numel() == 0:  # refused by the Fourier transform
             return x
+        if self._along_y is not None and self._along_x is not None:
+            return filter_axes(x, self._along_y, self._along_x)
         return self.torus.convolve(x, self._transfer())
 
     def _adjoint(self, y: Tensor) -> Tensor:
         if y.numel() == 0:
             return y
+        if self._along_y is not None and self._along_x is not None:
+            return filter_axes(y, self._along_y.mT, self._along_x.mT)
         return self.torus.correlate(y, self._transfer())
 
     def _norm(self) -> float:
-        if self.torus.boundary != "periodic":
-            return super()._norm()
-        return float(torch.fft.rfft2(self._kernel.double()).abs().max())
+        norm = None
+        if self._along_y is not None and self._along_x is not None:
+            norm = norm_of_axes(self._along_y, self._along_x)
+        elif self.torus.boundary == "periodic":
+            norm = float(self._transfer().abs().max())
+        return super()._norm() if norm is None else norm
 
     def _transfer(self) -> Tensor:
         """Spectrum of the kernel on the torus."""
+        assert self._kernel is not None  # for the type checker: there is one or the other
         spectrum: Tensor = torch.fft.rfft2(self._kernel)
         return spectrum
 

@@ -12,9 +12,10 @@ from torch.nn.functional import pad
 
 from bayesgen.errors import OptionError, ShapeError, unknown_option
 from bayesgen.operators.base import Operator
-from bayesgen.operators.blur import Blur, gaussian_kernel
+from bayesgen.operators.blur import gaussian_kernel
 from bayesgen.operators.convolution import make_torus
 from bayesgen.operators.inputs import as_kernel, as_shape
+from bayesgen.operators.separable import axis_matrices, filter_axes, norm_of_axes, separate
 
 
 class Downsample(Operator):
@@ -93,6 +94,7 @@ class Downsample(Operator):
             )
         super().__init__(shape, (*shape[:-2], shape[-2] // height, shape[-1] // width))
         self.factor = factors
+        dtype = torch.float32
         if isinstance(kernel, str):
             self.box = kernel == "box"
             profiles = None if self.box else _gaussian(factors, shape[-2:])
@@ -102,13 +104,12 @@ class Downsample(Operator):
             if kernel is not None:
                 kernel = as_kernel(kernel)
                 make_torus(shape, tuple(kernel.shape), "reflect")  # for its checks
-                profiles = _separate(kernel)
+                profiles, dtype = separate(kernel), kernel.dtype
         along_y = along_x = None
         if profiles is not None:
-            along_y = _sampled(profiles[0], shape[-2], height)
-            along_x = _sampled(profiles[1], shape[-1], width)
-        # (term, row, y) and (term, column, x): filter and sampling, along each axis, of each term
-        # of the kernel as a sum of products of profiles.
+            every = [slice((f - 1) // 2, None, f) for f in factors]
+            along_y = axis_matrices(profiles[0], shape[-2], "reflect", every[0]).to(dtype)
+            along_x = axis_matrices(profiles[1], shape[-1], "reflect", every[1]).to(dtype)
         self.register_buffer("_along_y", along_y)
         self.register_buffer("_along_x", along_x)
 
@@ -119,13 +120,11 @@ class Downsample(Operator):
             return blocks.mean((-3, -1))
         if self._along_y is None or self._along_x is None:
             return x[..., (height - 1) // 2 :: height, (width - 1) // 2 :: width]
-        terms = zip(self._along_y, self._along_x, strict=True)
-        return torch.stack([along_y @ (x @ along_x.mT) for along_y, along_x in terms]).sum(0)
+        return filter_axes(x, self._along_y, self._along_x)
 
     def _adjoint(self, y: Tensor) -> Tensor:
         if self._along_y is not None and self._along_x is not None:
-            terms = zip(self._along_y, self._along_x, strict=True)
-            return torch.stack([along_y.mT @ y @ along_x for along_y, along_x in terms]).sum(0)
+            return filter_axes(y, self._along_y.mT, self._along_x.mT)
         (rows, columns), (height, width) = self.range_shape[-2:], self.factor
         y = y[..., None, :, None]
         if self.box:
@@ -138,31 +137,8 @@ class Downsample(Operator):
     def _norm(self) -> float:
         if self._along_y is None or self._along_x is None:
             return 1 / math.sqrt(math.prod(self.factor)) if self.box else 1.0
-        if len(self._along_y) > 1:
-            return super()._norm()
-        parts = (self._along_y[0], self._along_x[0])
-        return math.prod(float(torch.linalg.matrix_norm(part.double(), ord=2)) for part in parts)
-
-
-def _separate(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Profiles ``(term, y)`` and ``(term, x)`` whose products add up to the kernel.
-
-    One term for the usual kernels, which are products; as many as the rank for others.
-    """
-    left, values, right = torch.linalg.svd(kernel.double(), full_matrices=False)
-    kept = values > torch.finfo(kernel.dtype).eps * values[0]
-    kept[0] = True
-    return (left * values).mT[kept].to(kernel.dtype), right[kept].to(kernel.dtype)
-
-
-def _sampled(profiles: Tensor, size: int, factor: int) -> Tensor:
-    """Matrices ``(term, size / factor, size)`` that filter an axis and sample it."""
-    axis = torch.eye(size, dtype=profiles.dtype)
-    matrices = []
-    for profile in profiles:
-        filtered = Blur((size, 1), profile[:, None], "reflect")(axis[..., None])[..., 0]
-        matrices.append(filtered.mT[(factor - 1) // 2 :: factor])
-    return torch.stack(matrices)
+        norm = norm_of_axes(self._along_y, self._along_x)
+        return super()._norm() if norm is None else norm
 
 
 def _as_pair(factor: Any) -> tuple[int, int]:
@@ -178,5 +154,5 @@ def _gaussian(factors: tuple[int, int], image_shape: tuple[int, ...]) -> tuple[T
     profiles = []
     for f, n in zip(factors, image_shape, strict=True):
         size = 1 if f == 1 else min(3 * f, n - (n - f) % 2)
-        profiles.append(gaussian_kernel((1, size), std=f / 2))
+        profiles.append(gaussian_kernel((1, size), std=f / 2, dtype=torch.float64))
     return profiles[0], profiles[1]

@@ -18,6 +18,9 @@ from bayesgen.errors import DtypeError, OptionError, ShapeError
 from bayesgen.operators.base import Operator
 from bayesgen.operators.inputs import expect_size, require_finite
 
+# So many images stay in the processor's cache while the matrix streams past them.
+_BLOCK = 32
+
 
 class SparseMatrix(Operator):
     """``A(x) = matrix @ x.flatten()`` with a sparse matrix, reshaped to ``range_shape``.
@@ -144,7 +147,12 @@ class _SparseProduct(LinearMap):
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    return (matrix @ x[0])[None] if len(x) == 1 else (matrix @ x.T).T
+    if len(x) == 1:
+        return (matrix @ x[0])[None]
+    y = x.new_empty(len(x), matrix.shape[0])
+    for images, data in zip(x.split(_BLOCK), y.split(_BLOCK), strict=True):
+        data.copy_((matrix @ images.T).T)
+    return y
 
 
 def _version(values: Tensor) -> int:

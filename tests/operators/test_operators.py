@@ -7,6 +7,8 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
 
 import pytest
 import scipy.sparse
@@ -40,12 +42,19 @@ from bayesgen.operators import (
     from_deepinv,
     from_function,
     from_scipy,
+    gaussian_kernel,
 )
 
 
 def _random(*shape: int) -> Tensor:
     rng = torch.Generator().manual_seed(math.prod(shape))
     return torch.rand(*shape, generator=rng, dtype=torch.float64)
+
+
+def _blur_by_transforms(*arguments: Any) -> Blur:
+    """As for large images, for which matrices would be slower."""
+    with mock.patch("bayesgen.operators.blur._SMALL", 0):
+        return Blur(*arguments)
 
 
 def _complex(*shape: int) -> Tensor:
@@ -106,6 +115,10 @@ OPERATORS: dict[str, Callable[[], Operator]] = {
     "blur, reflect, odd": lambda: Blur((9, 7), _random(3, 5), "reflect"),
     "blur, reflect, even": lambda: Blur((2, 8, 5), _random(4, 2), "reflect"),
     "blur, reflect, as large as the image": lambda: Blur((4, 5), _random(4, 5), "reflect"),
+    "blur by transforms": lambda: _blur_by_transforms((2, 7, 10), _random(3, 3)),
+    "blur by transforms, periodic": lambda: _blur_by_transforms((8, 6), _random(4, 6), "periodic"),
+    "blur by transforms, reflect": lambda: _blur_by_transforms((8, 5), _random(4, 3), "reflect"),
+    "blur, gaussian": lambda: Blur((9, 7), gaussian_kernel(5, 1.0, dtype=torch.float64)),
     "selection": lambda: Selection((3, 4), torch.tensor([7, 0, 11, 3])),
     "adjoint": lambda: Adjoint(Blur((6, 5), _random(2, 3), "reflect")),
     "scaled": lambda: Scaled(_gaussian((6, 5), 11), -2.5),
