@@ -21,9 +21,9 @@ Array = np.ndarray[Any, Any]
 class External(Operator):
     """A linear operator computed by functions of NumPy arrays; made by the adapters.
 
-    It has derivatives of every order and can be vectorised and recorded, like all others, and takes
-    either dtype. Computations happen on the CPU: tensors on other devices are copied there and
-    back.
+    It has derivatives of every order and can be vectorised and recorded, like all others. It takes
+    either dtype, but computes in the library's. Computations happen on the CPU: tensors on other
+    devices are copied there and back.
 
     Parameters
     ----------
@@ -49,6 +49,9 @@ class External(Operator):
         super().__init__(domain_shape, range_shape)
         self.name = name
         self.map = _NumpyMap(self.domain_shape, self.range_shape, forward, adjoint, dtype)
+
+    def _example(self) -> Tensor:
+        return torch.empty((), dtype=self.map.dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.ndim - len(self.domain_shape)]
