@@ -127,66 +127,6 @@ def test_rectangles_of_any_shape_and_unit() -> None:
         assert _error(A(_blob(A, centre, width)), _projected_blob(A, centre, width)) < 0.005
 
 
-@pytest.mark.parametrize(
-    ("size", "angles", "detectors", "spacing"),
-    [(28, 63, 41, 0.96580), (56, 125, 81, 0.97773), (128, 285, 183, 0.98918)],
-)
-def test_defaults_are_the_published_geometries(
-    size: int, angles: int, detectors: int, spacing: float
-) -> None:
-    A = Radon((size, size), stored=False)
-    assert A.range_shape == (angles, detectors)
-    assert A.scan.spacing == pytest.approx(spacing, abs=5e-6)
-    middles = (torch.arange(angles, dtype=torch.float64) + 0.5) * math.pi / angles
-    assert torch.allclose(A.angles, middles)
-
-
-def test_what_is_given_decides_the_rest() -> None:
-    assert Radon((28, 28), 10, stored=False).range_shape == (10, 41)
-    wide = Radon((28, 28), 10, detectors=20, stored=False)
-    assert wide.scan.spacing == pytest.approx(math.hypot(28, 28) / 20)
-    fine = Radon((28, 28), 10, spacing=0.5, stored=False)
-    assert fine.range_shape == (10, 80)
-    chosen = Radon((28, 28), [0.1, 0.2, 2.0], stored=False)
-    assert chosen.angles.tolist() == [0.1, 0.2, 2.0]
-
-
-@needs_odl
-@pytest.mark.parametrize("fan", [None, (90.0, 45.0)])
-@pytest.mark.parametrize("shape", [(56, 56), (40, 61)])
-def test_geometry_is_that_of_odl(shape: tuple[int, int], fan: tuple[float, float] | None) -> None:
-    from bayesgen.operators.odl_adapter import import_odl
-
-    odl = import_odl()
-    from odl.applications import tomo
-
-    corner = np.array(shape) / 2
-    space = odl.uniform_discr(-corner, corner, shape)
-    if fan is None:
-        geometry = tomo.parallel_beam_geometry(space)
-    else:
-        geometry = tomo.cone_beam_geometry(space, *fan)
-    A = Radon(shape, fan=fan, stored=False)
-    spacing = float(geometry.det_partition.cell_sides[0])
-    if fan is None:
-        assert A.scan.spacing == pytest.approx(spacing)
-    else:  # theirs misses the corners of the image
-        with pytest.warns(UserWarning, match="too small to see"):
-            A = Radon(shape, None, geometry.detector.size, spacing, fan=fan, stored=False)
-    assert A.range_shape == geometry.partition.shape
-    assert np.allclose(A.angles, geometry.angles)
-    # Where rays run: from a point of the detector, in ODL's direction.
-    points, directions = A.scan.rays(0, A.scan.num_rays)
-    for k in range(0, A.scan.num_rays, 997):
-        angle = geometry.angles[k // A.scan.detectors]
-        u = float(A.scan.positions[k % A.scan.detectors])
-        place, towards = geometry.det_point_position(angle, u), geometry.det_to_src(angle, u)
-        offset = place - points[k].numpy()
-        direction = directions[k].numpy()
-        assert abs(offset[0] * direction[1] - offset[1] * direction[0]) < 1e-9
-        assert abs(towards[0] * direction[1] - towards[1] * direction[0]) < 1e-9
-
-
 @needs_odl
 @pytest.mark.skipif(find_spec("astra") is None, reason="needs astra-toolbox")
 def test_astra_through_odl_gives_the_same() -> None:
