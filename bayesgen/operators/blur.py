@@ -15,8 +15,9 @@ from bayesgen.operators.convolution import Boundary, make_torus
 from bayesgen.operators.inputs import as_kernel
 from bayesgen.operators.separable import axis_matrices, filter_axes, norm_of_axes, separate
 
-# Terms of the kernel times sides of the image, up to which dense matrices beat the transforms.
-_SMALL = 512
+# Terms of the kernel times the sum of the image's sides, up to which dense matrices beat the
+# transforms; periodic images need no padding for theirs.
+_SMALL: dict[Boundary, int] = {"zero": 512, "periodic": 192, "reflect": 512}
 
 
 class Blur(Operator):
@@ -75,7 +76,7 @@ class Blur(Operator):
         self.torus = make_torus(self.domain_shape, tuple(kernel.shape), boundary)
         profiles = separate(kernel)
         along_y = along_x = spread = None
-        if len(profiles[0]) * sum(self.torus.image) <= _SMALL:
+        if len(profiles[0]) * sum(self.torus.image) <= _SMALL[boundary]:
             every = slice(None)
             along_y = axis_matrices(profiles[0], self.torus.image[0], boundary, every)
             along_x = axis_matrices(profiles[1], self.torus.image[1], boundary, every)

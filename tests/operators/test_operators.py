@@ -53,7 +53,7 @@ def _random(*shape: int) -> Tensor:
 
 def _blur_by_transforms(*arguments: Any) -> Blur:
     """As for large images, for which matrices would be slower."""
-    with mock.patch("bayesgen.operators.blur._SMALL", 0):
+    with mock.patch.dict("bayesgen.operators.blur._SMALL", zero=0, periodic=0, reflect=0):
         return Blur(*arguments)
 
 
