@@ -43,11 +43,14 @@ class Finding:
         What was found.
     advice
         What to do about it; empty if nothing need be done.
+    checked
+        False for what could not be looked at.
     """
 
     severity: int
     text: str
     advice: str = ""
+    checked: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Summary:
         marks = {0: "ok  ", 1: "care", 2: "BAD "}
         lines = [self.title, f"Verdict: {self.verdict}."]
         for finding in self.findings:
-            lines.append(f"  [{marks[finding.severity]}] {finding.text}")
+            mark = marks[finding.severity] if finding.checked else "?   "
+            lines.append(f"  [{mark}] {finding.text}")
             if finding.advice:
                 lines.append(f"         -> {finding.advice}")
         return "\n".join(lines)
@@ -298,18 +302,21 @@ def _judge_optima(posterior: Posterior, numbers: dict[str, float]) -> Iterator[F
 
 def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Finding]:
     if not posterior.has_model:
-        yield Finding(0, "fit to the data not checked: loaded without the model")
+        yield Finding(0, "fit to the data not checked: loaded without the model", checked=False)
         return
     if not posterior.model.sites.observed:
         return
     if not _has_gaussian_noise(posterior):
-        yield Finding(0, "fit to the data not checked: the noise is not independent Gaussian")
+        yield Finding(
+            0, "fit to the data not checked: the noise is not independent Gaussian", checked=False
+        )
         return
     if _noise_is_inferred(posterior):
         yield Finding(
             0,
             "fit to the data not checked: the noise level was inferred, and grows with any misfit; "
             "compare it with what you know of the noise",
+            checked=False,
         )
         return
     from scipy.stats import chi2

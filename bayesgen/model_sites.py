@@ -371,12 +371,7 @@ def _check_observed(name: str, site: dict[str, Any], arguments: list[tuple[str, 
             + (hint if value.shape[1:] == expected else "")
         )
     check_finite(what, value)
-    inside = fn.support.check(value)
-    if not bool(inside.all()):
-        raise DataError(
-            f"{what}: {int((~inside).sum())} of {inside.numel()} values are outside the support "
-            f"of {fn}: {fn.support}"
-        )
+    _check_in_support(what, value, fn)
     with isolated(0), torch.no_grad():
         like = fn.sample()
     if value.device != like.device:
@@ -389,6 +384,21 @@ def _check_observed(name: str, site: dict[str, Any], arguments: list[tuple[str, 
         raise DtypeError(
             f"{what}: is {value.dtype}; the model predicts {like.dtype}. "
             f"Convert with .to({like.dtype})."
+        )
+
+
+def _check_in_support(what: str, value: Tensor, fn: Any) -> None:
+    """Refuse data that the likelihood cannot produce, counting entries where it can."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    outside = ~support.check(value)
+    if bool(outside.any()):
+        where = tuple(int(i) for i in outside.nonzero()[0])
+        first = f"; the first is {value[where].tolist()} at index {where}" if where else ""
+        raise DataError(
+            f"{what}: {int(outside.sum())} of {outside.numel()} values are outside the support of "
+            f"{type(fn).__name__}, {support}{first}"
         )
 
 

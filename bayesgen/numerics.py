@@ -156,6 +156,12 @@ def conjugate_gradient(
     def inner(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(dims, keepdim=True)
 
+    if b.numel() == 0:
+        return torch.zeros_like(b), b.new_zeros(b.shape[: b.ndim - event_dims])
+    # In units of the largest entry, lest squares of very large or small numbers leave the range.
+    unit = b.abs().amax(dims, keepdim=True)
+    unit = torch.where(unit > 0, unit, 1.0)
+    b, start = b / unit, None if start is None else start / unit
     x = torch.zeros_like(b) if start is None else start.clone()
     rest = b - operator(x) if start is not None else b.clone()
     direction, square = rest, inner(rest, rest)
@@ -172,7 +178,7 @@ def conjugate_gradient(
         direction = rest + torch.where(active, square / last, 0.0) * direction
     size = inner(b, b)
     residual = torch.where(size > 0, square / size, square).sqrt()
-    return x, residual.flatten(-event_dims).squeeze(-1)
+    return unit * x, residual.flatten(-event_dims).squeeze(-1)
 
 
 def gradient_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.numerics import conjugate_gradient
 from bayesgen.operators import Gradient, Operator
 from bayesgen.operators.convolution import Boundary
+from bayesgen.operators.inputs import as_count, as_positive
+
+__all__ = ["tikhonov", "total_variation"]
 
 
 def tikhonov(
@@ -39,7 +43,8 @@ def tikhonov(
         :math:`L`; default the identity.
     tolerance
         Relative residual of the normal equations; default fifty roundings of the dtype, but at
-        least 1e-8.
+        least 1e-8. For weights far below ``A.norm() ** 2`` the image can be less accurate by their
+        ratio: use double precision then.
     max_steps
         Conjugate gradient steps at most.
 
@@ -51,7 +56,8 @@ def tikhonov(
     Raises
     ------
     OptionError
-        If the operator is not linear, or a weight is not positive.
+        If the operator is not linear, or a weight, the tolerance or the number of steps is not
+        positive.
     ShapeError
         If shapes do not fit.
 
@@ -71,6 +77,10 @@ def tikhonov(
     tensor([1., 2.])
     """
     y, weight = _checked(A, y, weight)
+    max_steps = as_count("max_steps", max_steps)
+    if tolerance is None:
+        tolerance = max(1e-8, 50 * torch.finfo(y.dtype).eps)
+    tolerance = as_positive("tolerance", tolerance)
     if penalty is not None:
         _check_penalty(A, penalty)
     scale = weight.reshape(weight.shape + (1,) * len(A.domain_shape))
@@ -88,8 +98,7 @@ def tikhonov(
             tolerance=tolerance,
             max_steps=max_steps,
         )
-    wanted = tolerance or max(1e-8, 50 * torch.finfo(y.dtype).eps)
-    _warn_unless_converged("tikhonov", residual, wanted, max_steps)
+    _warn_unless_converged("tikhonov", residual, tolerance, max_steps)
     return x
 
 
@@ -99,7 +108,7 @@ def total_variation(
     weight: float | Tensor,
     *,
     boundary: Boundary = "reflect",
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[float | None, float | None] | None = None,
     tolerance: float = 1e-3,
     max_steps: int = 5000,
 ) -> Tensor:
@@ -119,9 +128,9 @@ def total_variation(
         :math:`\beta > 0`; a tensor broadcasts against the batch, for a sweep over weights.
     boundary
         Of the differences, as for `Gradient`: the default counts no edge of the image; ``"zero"``
-        counts all of them, as ODL's default does.
+        counts the steps to zero beyond the last row and column, as ODL's default does.
     bounds
-        Smallest and largest intensity allowed; default none.
+        Smallest and largest intensity allowed, of which one may be None; default no bounds.
     tolerance
         Stop once the residuals of the optimality conditions, primal and dual, are so small
         relative to what they are made of.
@@ -136,7 +145,8 @@ def total_variation(
     Raises
     ------
     OptionError
-        If the operator is not linear, a weight is not positive, or bounds are empty.
+        If the operator is not linear, a weight, the tolerance or the number of steps is not
+        positive, or bounds are empty.
     ShapeError
         If shapes do not fit.
 
@@ -159,11 +169,11 @@ def total_variation(
     tensor([[0.1000, 0.1000, 0.9000, 0.9000]])
     """
     y, weight = _checked(A, y, weight)
-    if bounds is not None and not bounds[0] < bounds[1]:
-        raise OptionError(f"bounds: expected (smallest, largest), got {bounds}")
+    max_steps, tolerance = as_count("max_steps", max_steps), as_positive("tolerance", tolerance)
+    limits = None if bounds is None else _as_limits(bounds)
     D = Gradient(A.domain_shape, boundary)
     with torch.no_grad():
-        x, residual = _primal_dual(A, D, y, weight, bounds, tolerance, max_steps)
+        x, residual = _primal_dual(A, D, y, weight, limits, tolerance, max_steps)
     _warn_unless_converged("total_variation", residual, tolerance, max_steps)
     return x
 
@@ -194,7 +204,7 @@ def _primal_dual(
     state = _State(x, torch.zeros_like(y), y.new_zeros(batch + D.range_shape), x)
     # Steps of image and dual variables, for each problem: |(A, scale D)|^2 <= 2 |A|^2 bounds their
     # product, their ratio is free and decides the speed.
-    ratio, change = y.new_ones(batch), 0.5
+    ratio, change = y.new_full(batch, 1 / norm), 0.5
     residual = y.new_full(batch, float("inf"))
     for k in range(max_steps):
         tau = _per_problem(ratio / (2**0.5 * norm), A.domain_shape)
@@ -248,7 +258,13 @@ def _checked(A: Operator, y: Tensor, weight: Any) -> tuple[Tensor, Tensor]:
     A._check("y", y, A.range_shape)
     if not torch.isfinite(y).all():
         raise DataError("y: an entry is NaN or infinite")
-    weight = torch.as_tensor(weight, dtype=y.dtype, device=y.device).detach()
+    try:
+        given = torch.as_tensor(weight)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DtypeError(f"weight: expected a number or a tensor, got {weight!r}") from error
+    if given.is_complex() or given.dtype == torch.bool:
+        raise DtypeError(f"weight: expected real numbers, got {given.dtype}")
+    weight = given.detach().to(y)
     if not bool((torch.isfinite(weight) & (weight > 0)).all()):
         raise OptionError("weight: expected positive numbers")
     batch = y.shape[: y.ndim - len(A.range_shape)]
@@ -260,6 +276,20 @@ def _checked(A: Operator, y: Tensor, weight: Any) -> tuple[Tensor, Tensor]:
             f"{tuple(batch)} of y"
         ) from error
     return y.detach().expand(batch + A.range_shape), weight.expand(batch)
+
+
+def _as_limits(bounds: Any) -> tuple[float, float]:
+    try:
+        low, high = bounds
+        limits = (
+            -math.inf if low is None else float(low),
+            math.inf if high is None else float(high),
+        )
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"bounds: expected (smallest, largest), got {bounds!r}") from error
+    if not limits[0] < limits[1]:
+        raise OptionError(f"bounds: expected (smallest, largest), got {bounds!r}")
+    return limits
 
 
 def _check_penalty(A: Operator, penalty: Operator) -> None:

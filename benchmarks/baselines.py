@@ -32,7 +32,7 @@ def problems(data: Path, images: int) -> Iterator[tuple[str, Operator, Tensor, f
     """Name, operator, true images, noise, and the weights for total variation and Tikhonov."""
     digits = bg.datasets.mnist(data, "test")[100 : 100 + images]
     A: Operator = bg.operators.GaussianMatrix((28, 28), 150, seed=0).normalised()
-    # The published weight first; then those of the re-run.
+    # Those that were published among them: 0.0061 for digits, 0.0488 for shapes.
     yield "digits, 150 projections", A, digits, 0.1, ((0.0061035, 0.025), (0.02, 0.1, 0.5))
     yield "digits, 150 projections", A, digits, 0.05, ((0.0061035, 0.025), (0.02, 0.1, 0.5))
     phantoms = bg.datasets.shapes(images, seed=1)

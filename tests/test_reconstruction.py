@@ -48,6 +48,14 @@ class TestTikhonov:
             assert torch.allclose(found[k], exact, atol=1e-7)
             assert not torch.allclose(tikhonov(A, y[k], 2 * float(weights[k])), exact, atol=1e-3)
 
+    @pytest.mark.parametrize("unit", [1e-25, 1e20])
+    def test_data_of_any_unit(self, unit: float, rng: torch.Generator) -> None:
+        A = _matrix().float()
+        y = _data(A, rng, 2).float()
+        y[1] = 0.0
+        found = tikhonov(A, unit * y, 0.1)
+        assert torch.allclose(found / unit, tikhonov(A, y, 0.1), atol=1e-5)
+
     def test_with_a_penalty(self, rng: torch.Generator) -> None:
         A, D = _matrix(), Gradient((6, 5))
         y = _data(A, rng)
@@ -154,6 +162,13 @@ class TestTotalVariation:
         assert torch.allclose(x[1], torch.zeros(1, 4, dtype=torch.float64), atol=1e-6)
         assert torch.allclose(x[0, 0, :2], torch.tensor([0.1, 0.1]).double(), atol=1e-6)
 
+    @pytest.mark.parametrize("unit", [1e-6, 1e6])
+    def test_units_change_nothing(self, unit: float, rng: torch.Generator) -> None:
+        A = _matrix()
+        y = _data(A, rng)
+        found = total_variation(unit * A, unit * y, unit**2 * 0.1, tolerance=1e-6)
+        assert torch.allclose(found, total_variation(A, y, 0.1, tolerance=1e-6), atol=1e-5)
+
     def test_zero_operator(self) -> None:
         A = 0 * Identity((3, 3))
         assert torch.equal(total_variation(A, torch.ones(3, 3), 0.1), torch.zeros(3, 3))
@@ -219,6 +234,20 @@ def test_bad_options() -> None:
     A, y = Identity((2, 2)), torch.ones(2, 2)
     with pytest.raises(OptionError, match=r"bounds: expected \(smallest, largest\), got \(1, 0\)"):
         total_variation(A, y, 1.0, bounds=(1, 0))
+    for bounds in [(0,), (0, 1, 2), ("a", "b"), 5, (torch.nan, 1)]:
+        with pytest.raises(OptionError, match=r"bounds: expected \(smallest, largest\), got"):
+            total_variation(A, y, 1.0, bounds=bounds)  # type: ignore[arg-type]
+    assert total_variation(A, -y, 0.1, bounds=(0, None)).abs().max() == 0
+    for method in (tikhonov, total_variation):
+        for weight in ("a", None, 1 + 1j, True):
+            with pytest.raises(DtypeError, match="weight: expected"):
+                method(A, y, weight)  # type: ignore[arg-type]
+        for tolerance in (0.0, -1.0, torch.nan):
+            with pytest.raises(OptionError, match="tolerance: expected a positive number, got"):
+                method(A, y, 1.0, tolerance=tolerance)
+        for steps in (0, -1, 10.5, "a"):
+            with pytest.raises(OptionError, match="max_steps: expected a positive integer, got"):
+                method(A, y, 1.0, max_steps=steps)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="boundary: unknown value 'wrap'"):
         total_variation(A, y, 1.0, boundary="wrap")  # type: ignore[arg-type]
     with pytest.raises(DtypeError, match="penalty: expected an Operator, got int"):

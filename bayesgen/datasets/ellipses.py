@@ -28,9 +28,9 @@ def ellipses(
     - a centre that is uniform on [-0.9, 0.9]^2;
     - a rotation that is uniform on [0, 2 pi].
 
-    A pixel belongs to an ellipse if its centre does. Then the smallest value of the image, if
-    negative, is subtracted from the pixels that are covered, and all are divided by the largest:
-    the ground stays 0 and the brightest pixel is 1.
+    A pixel belongs to an ellipse if its centre does. Then the smallest value of the image (0 unless
+    ellipses below it are left, or they cover everything) is subtracted from the pixels that are
+    covered, and all are divided by the largest: the ground stays 0 and the brightest pixel is 1.
 
     Intensities are attenuation relative to the densest spot of the phantom, without unit. A line
     integral in pixels (what a Radon operator with pixels of side 1 returns) becomes an optical

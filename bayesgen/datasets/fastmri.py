@@ -146,13 +146,13 @@ def read_fastmri(path: str | Path) -> FastMRIVolume:
             raise FileFormatError(f"{path}: arrays differ in their number of slices: {counts}")
         return FastMRIVolume(
             path=path,
-            acquisition=_text(file.attrs["acquisition"]),
-            patient_id=_text(file.attrs.get("patient_id", "")),
+            acquisition=_text(path, "acquisition", file.attrs["acquisition"]),
+            patient_id=_text(path, "patient_id", file.attrs.get("patient_id", "")),
             num_slices=counts[names[0]],
             contents=tuple(file),
-            max=_number(file.attrs.get("max")),
-            norm=_number(file.attrs.get("norm")),
-            header=_text(file["ismrmrd_header"][()]) if "ismrmrd_header" in file else "",
+            max=_number(path, "max", file.attrs.get("max")),
+            norm=_number(path, "norm", file.attrs.get("norm")),
+            header=_header(file, path),
         )
 
 
@@ -308,7 +308,9 @@ def _array(file: Any, path: Path, name: str) -> Any:
         raise FileFormatError(f"{path}: has no {name}, but {', '.join(file)}{hint}")
     array, (kinds, num_dims) = file[name], _LAYOUT[name]
     shape, dtype = getattr(array, "shape", None) or (), getattr(array, "dtype", None)
-    if dtype is None or dtype.kind not in kinds or len(shape) not in num_dims:
+    # Sixteen bytes a number, or thirty-two a complex one, are more than torch can hold.
+    readable = dtype is not None and dtype.kind in kinds and dtype.itemsize <= 16
+    if not readable or dtype == np.longdouble or len(shape) not in num_dims or 0 in shape[1:]:
         found = "a group" if dtype is None else f"{dtype} of shape {shape}"
         raise FileFormatError(
             f"{path}: {name} should have {' or '.join(map(str, num_dims))} dimensions and "
@@ -384,9 +386,25 @@ def _lanczos(old: int, new: int) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _text(value: Any) -> str:
+def _header(file: Any, path: Path) -> str:
+    header = file.get("ismrmrd_header", b"")
+    if not isinstance(header, bytes):
+        header = header[()] if getattr(header, "shape", None) == () else header
+    return _text(path, "ismrmrd_header", header)
+
+
+def _text(path: Path, name: str, value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if not isinstance(value, bytes | str):
+        raise FileFormatError(f"{path}: {name} should be a text, found {value!r}")
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None else float(np.asarray(value).item())
+def _number(path: Path, name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        return float(np.asarray(value).item())
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"{path}: {name} should be a number, found {value!r}") from error

@@ -76,10 +76,13 @@ def multi_gradient_mnist(
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    # Where the image is enlarged, as digits are here, antialiasing changes nothing.
-    return torch.nn.functional.interpolate(
-        images, (size, size), mode="bilinear", align_corners=False, antialias=True
+    # Where the image is enlarged, as digits are here, antialiasing changes nothing. Half
+    # precision is not implemented.
+    wide = images if images.dtype == torch.float64 else images.float()
+    resized = torch.nn.functional.interpolate(
+        wide, (size, size), mode="bilinear", align_corners=False, antialias=True
     )
+    return resized.to(images.dtype)
 
 
 def _ramps(size: int, *, like: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from torch.distributions.utils import broadcast_all
 
 from bayesgen.distributions.base import Constraints
 
+# Degrees of freedom from which on the series is accurate to 1e-11.
+_MANY = 30.0
+
 
 class StudentT(dist.StudentT):  # type: ignore[misc]
     """Student's t with moments that can be computed under ``torch.func.vmap``."""
@@ -27,6 +30,18 @@ class StudentT(dist.StudentT):  # type: ignore[misc]
         excess = torch.where(self.df > 2, self.df - 2, 1.0)
         infinite = torch.where(self.df > 1, math.inf, torch.full_like(self.df, math.nan))
         return torch.where(self.df > 2, self.scale.square() * self.df / excess, infinite)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, also for so many degrees of freedom that the Gamma functions cancel."""
+        df, scaled = self.df, (value - self.loc) / self.scale
+        many = df > _MANY
+        few = torch.where(many, _MANY, df)
+        exact = torch.lgamma((few + 1) / 2) - torch.lgamma(few / 2) - 0.5 * (few / 2).log()
+        # Of log Gamma(x + 1/2) - log Gamma(x) - log(x) / 2 at x = df / 2.
+        inverse = 1 / torch.where(many, df, _MANY)
+        series = -inverse / 4 + inverse**3 / 24 - inverse**5 / 20
+        constant = torch.where(many, series, exact) - 0.5 * math.log(2 * math.pi)
+        return constant - self.scale.log() - (df + 1) / 2 * torch.log1p(scaled.square() / df)
 
 
 class MultiplesOf(constraints.Constraint):
@@ -86,9 +101,35 @@ class ScaledPoisson(TorchDistribution):
         # Where the rate is not positive the general formula would give NaN for the gradient, which
         # torch.where does not stop.
         safe = torch.where(rate <= 0, 1.0, rate)
-        log_prob = dist.Poisson(safe, validate_args=False).log_prob(count)
-        log_prob = torch.where((rate == 0) & (count == 0), -rate, log_prob)
+        log_prob = torch.where(count > 0, _log_poisson(safe, count.clamp(min=1)), -rate)
         return torch.where((rate < 0) | ((rate == 0) & (count > 0)), -math.inf, log_prob)
+
+
+def _log_poisson(rate: Tensor, count: Tensor) -> Tensor:
+    """Log probability of a positive count, without the cancellation of ``lgamma`` for large ones.
+
+    With Stirling's formula for the count's factorial, only the deviance from a Poisson of mean
+    ``count`` is left, which is small where the probability is large.
+
+    References
+    ----------
+    Loader (2000), Fast and accurate computation of binomial probabilities.
+    """
+    excess = (rate - count) / count
+    near = excess.abs() < 0.1
+    small = torch.where(near, excess, 0.0)
+    v = small / (2 + small)
+    # x - log(1 + x) without cancellation, from the series of 2 atanh(v) = log(1 + x).
+    square = v.square()
+    series = 1 / 3 + square * (1 / 5 + square * (1 / 7 + square * (1 / 9 + square / 11)))
+    far = torch.where(near, 1.0, rate / count)
+    deviance = torch.where(near, small * v - 2 * v * square * series, far - 1 - far.log())
+    few = count.clamp(max=16.0)
+    exact = torch.lgamma(few + 1) - few * few.log() + few
+    inverse = 1 / count
+    series = 0.5 * (2 * math.pi * count).log() + inverse / 12 - inverse**3 / 360
+    series = series + inverse**5 / 1260
+    return -count * deviance - torch.where(count > 16.0, series, exact)
 
 
 class Rice(TorchDistribution):

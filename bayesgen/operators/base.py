@@ -12,7 +12,7 @@ from torch import Tensor
 from bayesgen._batching import native_batch
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.numerics import largest_singular_value
-from bayesgen.operators.inputs import as_factor, as_shape, check_input
+from bayesgen.operators.inputs import as_constant, as_factor, as_shape, check_input, require_finite
 from bayesgen.operators.rows import Index, as_indices
 
 
@@ -34,8 +34,10 @@ class Operator(torch.nn.Module):
 
     Users call ``A(x)`` and ``A.adjoint(y)``. Both take and return real floating-point tensors,
     ``(*batch, *domain_shape)`` and ``(*batch, *range_shape)``; inner products are Euclidean sums
-    over entries. ``A.T``, ``A @ B``, ``c * A``, ``A[rows]`` share the memory of ``A`` where they
-    can: converting one with ``.to`` converts the parts they have in common.
+    over entries. NaN and infinity pass through, as in torch: products run where values cannot be
+    looked at, and data are checked by `bayesgen.infer`. ``A.T``, ``A @ B``, ``c * A``, ``A[rows]``
+    share the memory of ``A`` where they can: converting one with ``.to`` converts the parts they
+    have in common.
 
     Parameters
     ----------
@@ -97,7 +99,7 @@ class Operator(torch.nn.Module):
 
         Exact where there is a closed form, else iterated in the operator's dtype to a relative
         residual of 1e-8 (6e-6 in single precision), from a fixed start. The value is kept until
-        a buffer or parameter changes.
+        a buffer or parameter changes; what a function holds besides these must not change.
 
         Raises
         ------
@@ -192,6 +194,8 @@ class Operator(torch.nn.Module):
                 f"{self}.derivative: x must be one image of shape {self.domain_shape}, got "
                 f"{tuple(x.shape)}"
             )
+        x = as_constant("x", x)
+        require_finite("x", x)
         return Derivative(self, x)
 
     # Python would otherwise iterate by calling A[0], A[1], ...
@@ -331,7 +335,7 @@ class Selection(Operator):
         # Where each pixel's value is among the data; past their end for those that are not kept.
         places = torch.full((math.prod(self.domain_shape),), indices.numel(), device=indices.device)
         places[indices.flatten()] = torch.arange(indices.numel(), device=indices.device)
-        self.register_buffer("_places", places, persistent=False)
+        self.register_buffer("_places", places)
 
     def _forward(self, x: Tensor) -> Tensor:
         batch = x.shape[: x.ndim - len(self.domain_shape)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayesgen._batching import native_batching
-from bayesgen.errors import BayesgenError
+from bayesgen.errors import BayesgenError, DtypeError
 from bayesgen.numerics import gradient_error, largest_singular_value
 from bayesgen.operators.base import Operator
 
@@ -130,6 +130,11 @@ def check_operator(
     >>> report.passed, round(report.adjoint_scale, 6)
     (True, 1.0)
     """
+    if not isinstance(operator, Operator):
+        raise DtypeError(
+            f"operator: expected an Operator, got {type(operator).__name__}; of a Convolution, "
+            "check what given(x) returns"
+        )
     if dtype is not None:
         operator = copy.deepcopy(operator).to(dtype)
     dtype = dtype or operator._example().dtype
@@ -191,13 +196,18 @@ def _batches(A: Operator, x: Tensor, y: Tensor) -> _Outcome:
         # One batch whose images are apart in memory, and one whose images are transposed in it.
         apart = value.repeat_interleave(2, 0)[::2]
         transposed = value.transpose(0, -1).contiguous().transpose(0, -1)
+        # And one that starts at an odd place in memory, as parts of longer vectors do.
+        inside = torch.cat([value.flatten()[:1], value.flatten()])[1:].reshape(value.shape)
         errors += [
             _distance(torch.stack([function(one) for one in value]), together),
             _distance(function(value[:1]), together[:1]),
             _distance(function(torch.stack([value[:3], value[3:]])).flatten(0, 1), together),
             _distance(function(apart), together),
             _distance(function(transposed), together),
+            _distance(function(inside), together),
         ]
+        empty = value[:0].detach().requires_grad_()
+        _expect(f"gradient of {name} for an empty batch", function(empty).requires_grad, True)
     return max(errors), _TOLERANCE[x.dtype], ""
 
 
@@ -226,6 +236,8 @@ def _linearity(A: Operator, x: Tensor, y: Tensor) -> _Outcome:
 def _adjoint(A: Operator, x: Tensor, y: Tensor) -> _Outcome:
     scale = _gain(A, x) * _norms(x) * _norms(y)
     there, back = _inner(A(x), y), _inner(x, A.adjoint(y))
+    if not back.any():
+        return _ratio(there.abs(), scale), _TOLERANCE[x.dtype], "<x, A* y> is zero"
     factor = _adjoint_scale(A, x, y)
     rest = _ratio((there - factor * back).abs(), scale)
     note = f"<A x, y> = {factor:.6g} <x, A* y> fits best, to {rest:.1e}"

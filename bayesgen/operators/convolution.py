@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayesgen.errors import OptionError, ShapeError, unknown_option
 from bayesgen.operators.base import Operator
-from bayesgen.operators.inputs import as_shape, check_input
+from bayesgen.operators.inputs import as_constant, as_shape, check_input, require_finite
 
 Boundary = Literal["zero", "periodic", "reflect"]
 
@@ -146,11 +146,19 @@ class Convolution(torch.nn.Module):
         """
         check_input(self, "x", x, self.domain_shape, ())
         check_input(self, "kernel", kernel, self.kernel_shape, (x,))
+        batches = x.shape[: x.ndim - len(self.domain_shape)], kernel.shape[:-2]
+        try:
+            batch = torch.broadcast_shapes(*batches)
+        except RuntimeError as error:
+            raise ShapeError(
+                f"{self}: batches of images {tuple(batches[0])} and of kernels {tuple(batches[1])} "
+                "do not broadcast"
+            ) from error
         if len(self.domain_shape) == 3:
             kernel = kernel.unsqueeze(-3)
         if x.numel() == 0 or kernel.numel() == 0:  # refused by the Fourier transform
-            batch = torch.broadcast_shapes(x.shape[:-2], kernel.shape[:-2])
-            return x.new_empty(batch + self.torus.image)
+            empty = x.new_zeros(batch + self.domain_shape)
+            return empty + x.sum() + kernel.sum()
         transfer = torch.fft.rfft2(self.torus.spread(kernel))
         return self.torus.convolve(x, transfer)
 
@@ -159,6 +167,8 @@ class Convolution(torch.nn.Module):
         check_input(self, "x", x, self.domain_shape, ())
         if x.shape != self.domain_shape:
             raise ShapeError(f"x: expected one image {self.domain_shape}, got {tuple(x.shape)}")
+        x = as_constant("x", x)
+        require_finite("x", x)
         return _KernelToData(self, x)
 
     def extra_repr(self) -> str:

@@ -35,7 +35,7 @@ class FromDeepinv(Operator):
         """deepinv takes one batch dimension, and not an empty one."""
         batch = x.shape[: x.ndim - len(shape)]
         if x.numel() == 0:
-            return x.new_empty(batch + result_shape)
+            return x.new_zeros(batch + result_shape) + x.sum()
         result: Tensor = function(x.reshape(-1, *shape))
         return result.reshape(batch + result_shape)
 

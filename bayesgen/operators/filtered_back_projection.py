@@ -87,13 +87,15 @@ def _angle_weights(scan: Scan) -> Tensor:
     period = math.pi if scan.radii is None else 2 * math.pi
     wrapped, order = (scan.angles % period).sort()
     gaps = torch.cat([wrapped, wrapped[:1] + period]).diff()
-    if scan.radii is not None and float(gaps.max()) > 3 * float(gaps.median()):
+    # Several turns bring angles close together or on top of each other: compare with the mean.
+    usual = (period - float(gaps.max())) / max(len(gaps) - 1, 1) or period
+    if scan.radii is not None and float(gaps.max()) > 3 * usual:
         raise OptionError(
             "filtered back-projection of a fan beam needs angles all the way round, but the "
             f"largest gap is {math.degrees(float(gaps.max())):.3g} degrees"
         )
     # What a gap hides belongs to nobody: angles at its edges stand for no more than others.
-    gaps = gaps.clamp(max=3 * float(gaps.median()))
+    gaps = torch.where(gaps > 3 * usual, usual, gaps)
     weights = torch.empty_like(gaps)
     weights[order] = (gaps + gaps.roll(1)) / 2
     return weights if scan.radii is None else weights / 2

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.operators.base import Operator
-from bayesgen.operators.inputs import as_shape, require_finite
+from bayesgen.operators.inputs import as_constant, as_shape, require_finite
 
 
 class Fourier(Operator):
@@ -113,7 +113,7 @@ class Fourier(Operator):
         tensor([[[2., 0.],
                  [0., 4.]]])
         """
-        kspace = torch.as_tensor(kspace)
+        kspace = kspace if isinstance(kspace, Tensor) else as_constant("kspace", kspace)
         shape = self._coils + self.domain_shape[-2:]
         if not kspace.is_complex():
             raise DtypeError(f"{self}.sample: kspace must be complex, got {kspace.dtype}")
@@ -147,7 +147,7 @@ class Fourier(Operator):
     def _adjoint(self, y: Tensor) -> Tensor:
         if y.numel() == 0:
             return y.new_zeros(y.shape[: -len(self.range_shape)] + self.domain_shape) + y.sum()
-        image = self._transform_adjoint(torch.view_as_complex(y.contiguous()))
+        image = self._transform_adjoint(torch.complex(*y.unbind(-1)))
         if self._sensitivities is not None:
             image = (image * torch.view_as_complex(self._sensitivities).conj()).sum(-3)
         image = torch.fft.fftshift(image, (-2, -1))
@@ -213,7 +213,7 @@ def _as_samples(mask: Any, image_shape: tuple[int, ...]) -> Tensor:
     grid = torch.arange(math.prod(image_shape)).reshape(image_shape)
     if mask is None:
         return grid
-    mask = torch.as_tensor(mask)
+    mask = as_constant("mask", mask)
     if mask.dtype != torch.bool:
         raise DtypeError(
             f"mask: expected booleans, got {mask.dtype}; compare first, as in mask > 0.5"
@@ -246,7 +246,7 @@ def _in_transform(samples: Tensor, image_shape: tuple[int, ...]) -> Tensor | Non
 
 def _as_maps(values: Any, image_shape: tuple[int, ...]) -> Tensor:
     """Complex maps as pairs of real numbers, with the middle pixel first."""
-    maps = torch.as_tensor(values).detach()
+    maps = as_constant("sensitivities", values)
     if not maps.is_complex():
         raise DtypeError(f"sensitivities: expected complex numbers, got {maps.dtype}")
     if maps.ndim != 3 or len(maps) == 0 or tuple(maps.shape[1:]) != image_shape:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,11 +71,16 @@ class Nonlinear(Function):
         Shape of one image.
     range_shape
         Shape of its data. Default: found by trying the function on one image.
+    batched
+        Whether the function takes leading batch dimensions itself. If not, it is vectorised by
+        ``torch.vmap``.
 
     Raises
     ------
     ShapeError
         If what the function returns for one image has another shape.
+    OptionError
+        If it returns something else for a batch than for one image after the other.
 
     Examples
     --------
@@ -89,11 +95,16 @@ class Nonlinear(Function):
         function: Callable[[Tensor], Tensor],
         domain_shape: Sequence[int],
         range_shape: Sequence[int] | None = None,
+        *,
+        batched: bool = True,
     ) -> None:
         domain_shape = as_shape("domain_shape", domain_shape)
         with torch.no_grad():
             image = _try(function, domain_shape)
             found = _shape_of_data(function, image, range_shape)
+            if not batched:
+                function = _Vectorised(function, len(domain_shape))
+            _require_batches(function, image, "function")
         super().__init__(function, domain_shape, found, linear=False, dtype=image.dtype)
 
 
@@ -128,7 +139,8 @@ def from_function(
     ShapeError
         If what the function returns for one image has another shape.
     OptionError
-        If the function is not linear.
+        If the function is not linear, or returns something else for a batch than for one image
+        after the other.
 
     Examples
     --------
@@ -141,9 +153,12 @@ def from_function(
         image = _try(function, domain_shape)
         found = _shape_of_data(function, image, range_shape)
         _require_linear(function, image)
-    if not batched:
-        function = _vectorised(function, len(domain_shape))
-        adjoint = None if adjoint is None else _vectorised(adjoint, len(found))
+        if not batched:
+            function = _Vectorised(function, len(domain_shape))
+            adjoint = None if adjoint is None else _Vectorised(adjoint, len(found))
+        _require_batches(function, image, "function")
+        if adjoint is not None:
+            _require_adjoint(adjoint, function(image), domain_shape)
     return Function(function, domain_shape, found, adjoint, dtype=image.dtype)
 
 
@@ -193,11 +208,41 @@ def _require_linear(function: Callable[[Tensor], Tensor], image: Tensor) -> None
         )
 
 
-def _vectorised(function: Callable[[Tensor], Tensor], num_dims: int) -> Callable[[Tensor], Tensor]:
-    def batched(x: Tensor) -> Tensor:
-        batch = x.shape[: x.ndim - num_dims]
+def _require_adjoint(
+    adjoint: Callable[[Tensor], Tensor], data: Tensor, domain_shape: tuple[int, ...]
+) -> None:
+    image = adjoint(data)
+    if not isinstance(image, Tensor) or tuple(image.shape) != domain_shape:
+        found = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ShapeError(f"adjoint: expected it to return shape {domain_shape}, got {found}")
+    _require_batches(adjoint, data, "adjoint")
+
+
+@dataclass(frozen=True)
+class _Vectorised:
+    """A function of one image as a function of batches; a class, so that it can be pickled."""
+
+    function: Callable[[Tensor], Tensor]
+    num_dims: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        batch = x.shape[: x.ndim - self.num_dims]
         flat = x.reshape(math.prod(batch), *x.shape[len(batch) :])
-        result: Tensor = torch.func.vmap(function)(flat)
+        result: Tensor = torch.func.vmap(self.function)(flat)
         return result.reshape(batch + result.shape[1:])
 
-    return batched
+
+def _require_batches(function: Callable[[Tensor], Tensor], image: Tensor, name: str) -> None:
+    """Refuse a function that mixes images or loses track of which is which."""
+    batch = torch.stack([image, image.flip(0) / 2, image / 3])
+    try:
+        together, apart = function(batch), torch.stack([function(one) for one in batch])
+        fits = together.shape == apart.shape
+        fits = fits and torch.allclose(together, apart, rtol=1e-3, atol=1e-5, equal_nan=True)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise OptionError(
+            f"{name}: gives something else for a batch of images than for one after the other; "
+            "batched=False vectorises a function of one image"
+        )

@@ -37,6 +37,47 @@ def as_factor(factor: Any) -> float:
     return float(factor)
 
 
+def as_constant(name: str, values: Any) -> Tensor:
+    """What an operator is made of, as a tensor without gradients.
+
+    Raises
+    ------
+    DtypeError
+        If it is a variable: its gradient would be lost without a word.
+    """
+    if isinstance(values, Tensor):
+        if values.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(values):
+            raise DtypeError(
+                f"{name}: operators are made of constants, but this is a variable, whose gradient "
+                "would be lost; detach it, or write the map as a function of it (Convolution takes "
+                "its kernel as an argument)"
+            )
+        return values.detach()
+    # torch takes no arrays with negative strides, which flipped kernels have.
+    return torch.as_tensor(
+        np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
+    )
+
+
+def as_count(name: str, value: Any) -> int:
+    """A positive integer, also one of NumPy's or a tensor of one."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise OptionError(f"{name}: expected a positive integer, got {value!r}")
+    return int(value)
+
+
+def as_positive(name: str, value: Any) -> float:
+    """A positive, finite number, also one of NumPy's or a tensor of one."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not (real and math.isfinite(value) and value > 0):
+        raise OptionError(f"{name}: expected a positive number, got {value!r}")
+    return float(value)
+
+
 def require_finite(name: str, values: Tensor) -> None:
     """Refuse what an operator is made of if an entry is NaN or infinite."""
     if not torch.isfinite(values).all():
@@ -100,7 +141,7 @@ def check_input(
 
 def as_kernel(values: Any) -> Tensor:
     """A finite, real, two-dimensional convolution kernel."""
-    kernel: Tensor = torch.as_tensor(values).detach()
+    kernel = as_constant("kernel", values)
     if kernel.ndim != 2 or kernel.numel() == 0:
         raise ShapeError(f"kernel: expected two dimensions (y, x), got {tuple(kernel.shape)}")
     if not kernel.is_floating_point():

@@ -8,6 +8,7 @@ import torch
 
 from bayesgen.errors import DtypeError, OptionError
 from bayesgen.operators.base import Selection
+from bayesgen.operators.inputs import as_constant
 
 
 class Mask(Selection):
@@ -38,7 +39,7 @@ class Mask(Selection):
     """
 
     def __init__(self, mask: Any) -> None:
-        mask = torch.as_tensor(mask)
+        mask = as_constant("mask", mask)
         if mask.dtype != torch.bool:
             raise DtypeError(
                 f"mask: expected booleans, got {mask.dtype}; compare first, as in mask > 0.5"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayesgen.errors import DtypeError, OptionError, ShapeError
 from bayesgen.operators.base import Operator
-from bayesgen.operators.inputs import as_shape, expect_size, require_finite
+from bayesgen.operators.inputs import as_constant, as_shape, expect_size, require_finite
 
 # Up to this many rows or columns the singular values are computed, beyond it iterated.
 _SMALL = 1024
@@ -53,7 +53,7 @@ class Matrix(Operator):
         domain_shape: Sequence[int] | None = None,
         range_shape: Sequence[int] | None = None,
     ) -> None:
-        matrix = torch.as_tensor(matrix).detach()
+        matrix = as_constant("matrix", matrix)
         if matrix.ndim != 2 or matrix.numel() == 0:
             raise ShapeError(f"matrix: expected (rows, columns), got shape {tuple(matrix.shape)}")
         if not matrix.is_floating_point():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ def from_odl(operator: Any) -> Operator:
     transpose and gradients are right.
 
     Each image of a batch is computed in turn, in NumPy. Where that is too slow, `Radon`, `Gradient`
-    and the others here do a whole batch at once.
+    and the others here do a whole batch at once. ASTRA computes in single precision only: give a
+    RayTransform a space of ``dtype="float32"``.
 
     Parameters
     ----------
@@ -49,21 +51,32 @@ def from_odl(operator: Any) -> Operator:
         raise OptionError(
             f"operator: {type(operator).__name__} is not linear; wrap a torch function in Nonlinear"
         )
-    domain, data, adjoint = operator.domain, operator.range, operator.adjoint
-    ratio = _weights(odl, domain), _weights(odl, data)
+    for space in (operator.domain, operator.range):
+        if not hasattr(space, "weighting"):
+            raise OptionError(
+                f"operator: expected spaces of arrays, but {type(operator).__name__} has {space!r}"
+            )
+    try:
+        adjoint = operator.adjoint
+    except NotImplementedError as error:
+        raise OptionError(f"operator: {type(operator).__name__} has no adjoint") from error
+    weights = _weights(odl, operator.domain), _weights(odl, operator.range)
+    shapes = _shape(odl, operator.domain), _shape(odl, operator.range)
+    single = all(_dtype(odl, space) == np.float32 for space in (operator.domain, operator.range))
+    return External(
+        f"from_odl({type(operator).__name__})",
+        *shapes,
+        partial(_apply_to_each, operator, 1.0, 1.0),
+        partial(_apply_to_each, adjoint, 1 / weights[1], weights[0]),
+        torch.float32 if single else torch.float64,
+    )
 
-    def forward(x: Array) -> Array:
-        return np.stack([_flat(odl, operator(_element(odl, domain, one))) for one in x])
 
-    def backward(y: Array) -> Array:
-        parts = [_flat(odl, adjoint(_element(odl, data, one))) for one in y / ratio[1]]
-        return np.stack(parts) * ratio[0]
-
-    name = f"from_odl({type(operator).__name__})"
-    shapes = _shape(odl, domain), _shape(odl, data)
-    single = all(_dtype(odl, space) == np.float32 for space in (domain, data))
-    dtype = torch.float32 if single else torch.float64
-    return External(name, *shapes, forward, backward, dtype)
+def _apply_to_each(operator: Any, before: Any, after: Any, batch: Array) -> Array:
+    """Apply an ODL operator to flat vectors, multiplied by weights before and after."""
+    odl = import_odl()
+    results = [_flat(odl, operator(_element(odl, operator.domain, x))) for x in batch * before]
+    return np.stack(results) * after
 
 
 def to_odl(operator: Operator, domain: Any = None, range: Any = None) -> Any:

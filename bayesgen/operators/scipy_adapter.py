@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from bayesgen.errors import DtypeError
+from bayesgen.errors import DtypeError, OptionError
 from bayesgen.operators.base import Operator
 from bayesgen.operators.external import Array, External
 from bayesgen.operators.inputs import as_shape, expect_size
@@ -70,10 +71,25 @@ def from_scipy(
         f"from_scipy({type(matrix).__name__})",
         domain,
         data,
-        lambda x: matrix.matmat(x.T).T,
-        lambda y: matrix.rmatmat(y.T).T,
+        partial(_product, matrix),
+        partial(_adjoint_product, matrix),
         torch.float32 if dtype == np.float32 else torch.float64,
     )
+
+
+def _product(matrix: Any, x: Array) -> Array:
+    y: Array = matrix.matmat(x.T).T
+    return y
+
+
+def _adjoint_product(matrix: Any, y: Array) -> Array:
+    try:
+        x: Array = matrix.rmatmat(y.T).T
+    except (NotImplementedError, TypeError) as error:
+        raise OptionError(
+            f"{type(matrix).__name__}: has no adjoint; give the LinearOperator its rmatvec="
+        ) from error
+    return x
 
 
 def to_scipy(operator: Operator) -> Any:
@@ -115,6 +131,8 @@ def to_scipy(operator: Operator) -> Any:
 
     def blocks(function: Any, shape: tuple[int, ...]) -> Any:
         def block(columns: Array) -> Array:
+            if np.iscomplexobj(columns):
+                raise DtypeError(f"{operator}: expected real vectors, got {columns.dtype}")
             batch = torch.as_tensor(np.ascontiguousarray(columns.T)).to(like)
             with torch.no_grad():
                 result = function(batch.reshape(len(batch), *shape))

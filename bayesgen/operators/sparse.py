@@ -140,10 +140,24 @@ class _SparseProduct(LinearMap):
         return _transposed(self.matrix)
 
     def forward(self, x: Tensor) -> Tensor:
+        self._require_unchanged()
         return _product(self.matrix, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
+        self._require_unchanged()
         return _product(self.transpose, y)
+
+    def _require_unchanged(self) -> None:
+        """Products belong to gradients and recorded graphs, which a change would make wrong."""
+        if _version(self.parts[2]) != self.version:
+            raise RuntimeError(
+                "the values of a sparse matrix were changed in place after they were used in a "
+                "computation that is now being differentiated or repeated"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sparse tensors can be neither copied nor pickled; they are made again."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("matrix", "transpose")}
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:

@@ -257,7 +257,9 @@ class TestBadFiles:
             ({"reconstruction_esc": np.zeros((22, 4), "f4")}, "should have 3 dimensions"),
             ({"reconstruction_rss": np.zeros((21, 4, 4), "f4")}, "differ in their number of slice"),
             ({"kspace": None, "kspace/coil": 1.0}, "kspace should .* found a group"),
-            ({"ismrmrd_header": None, "ismrmrd_header/x": 1.0}, "damaged"),
+            ({"ismrmrd_header": None, "ismrmrd_header/x": 1.0}, "ismrmrd_header should be a text"),
+            ({"reconstruction_rss": np.zeros((22, 4, 4), "f16")}, "real numbers, found float128"),
+            ({"reconstruction_rss": np.zeros((22, 0, 4), "f4")}, r"found float32 of shape \(22, 0"),
         ],
     )
     def test_wrong_layout(self, tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -269,8 +271,19 @@ class TestBadFiles:
     def test_wrong_numbers(self, path: Path) -> None:
         with h5py.File(path, "a") as file:
             file.attrs["max"] = "large"
-        with pytest.raises(FileFormatError, match="could not convert string to float"):
+        with pytest.raises(FileFormatError, match="max should be a number, found .large"):
             read_fastmri(path)
+
+    def test_texts_of_every_kind(self, path: Path) -> None:
+        for value in (np.array([b"CORPD_FBK"]), "CORPD_FBK", np.bytes_(b"CORPD_FBK")):
+            with h5py.File(path, "a") as file:
+                file.attrs["acquisition"] = value
+            assert read_fastmri(path).acquisition == "CORPD_FBK"
+        for value in (h5py.Empty("S5"), 3.0, np.array([b"a", b"b"])):
+            with h5py.File(path, "a") as file:
+                file.attrs["acquisition"] = value
+            with pytest.raises(FileFormatError, match="acquisition should be a text, found"):
+                read_fastmri(path)
 
     def test_trouble_with_the_disk_is_not_blamed_on_the_file(
         self, path: Path, monkeypatch: pytest.MonkeyPatch

@@ -149,3 +149,11 @@ def test_the_result_stays_on_the_gpu() -> None:
     digits = mnist_samples().images
     images = multi_gradient_mnist(digits.cuda())
     assert images.is_cuda and torch.allclose(images.cpu(), multi_gradient_mnist(digits), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    images = torch.linspace(0, 1, 2 * 28 * 28).reshape(2, 28, 28)
+    found = multi_gradient_mnist(images.to(dtype))
+    assert found.dtype == dtype
+    assert torch.allclose(found.float(), multi_gradient_mnist(images), atol=0.02)

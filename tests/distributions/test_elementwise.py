@@ -13,7 +13,7 @@ from scipy import special, stats
 from torch import Tensor
 
 from bayesgen.distributions import PoissonGaussianNoise, PoissonNoise, RicianNoise, StudentTNoise
-from bayesgen.distributions.elementwise import MultiplesOf
+from bayesgen.distributions.elementwise import MultiplesOf, ScaledPoisson, StudentT
 from bayesgen.errors import DataError
 from bayesgen.model_sites import isolated
 from bayesgen.numerics import gradient_error
@@ -207,3 +207,41 @@ def test_moments_can_be_vmapped() -> None:
         return StudentTNoise(location, 1.0, 4.0, validate_args=False).variance
 
     assert torch.equal(torch.func.vmap(variance)(location), 2 + location)
+
+
+@pytest.mark.parametrize("df", [0.5, 2.5, 29.0, 31.0, 1e3, 1e5, 1e8])
+def test_student_t_in_single_precision(df: float, rng: torch.Generator) -> None:
+    """Against SciPy, to a few roundings an entry; cancellation would cost 0.1 to 1."""
+    y = torch.randn(1000, generator=rng)
+    single = StudentT(torch.tensor(df), torch.tensor(0.0), torch.tensor(1.0)).log_prob(y)
+    exact = stats.t(df).logpdf(y.double().numpy())
+    np.testing.assert_allclose(single.double(), exact, atol=2e-5, rtol=2e-6)
+    double = StudentT(torch.tensor(df).double(), torch.zeros(()).double(), torch.ones(()).double())
+    np.testing.assert_allclose(double.log_prob(y.double()), exact, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mean", [0.3, 8.0, 40.0, 1e3, 1e6, 1e9])
+def test_poisson_in_single_precision(mean: float) -> None:
+    gain = torch.ones(())
+    counts = torch.tensor([0.0, 1.0, mean - mean**0.5, mean, mean + 3 * mean**0.5]).clamp(min=0)
+    counts = counts.round()
+    single = ScaledPoisson(torch.tensor(mean), gain).log_prob(counts)
+    rate = float(torch.tensor(mean))
+    exact = stats.poisson(rate).logpmf(counts.double().numpy())
+    np.testing.assert_allclose(single.double(), exact, rtol=3e-6, atol=1e-4)
+    double = ScaledPoisson(torch.tensor(rate, dtype=torch.float64), gain.double())
+    # SciPy subtracts numbers of the size of the mean times its logarithm.
+    atol = max(1e-9, 1e-14 * rate)
+    np.testing.assert_allclose(double.log_prob(counts.double()), exact, rtol=1e-9, atol=atol)
+
+
+def test_poisson_energy_is_smooth_at_many_counts(rng: torch.Generator) -> None:
+    """What a sampler sees: the change over a short step, summed over 10,000 data of 1e6 counts."""
+    rate = 1e6 * (1 + 0.1 * torch.rand(10_000, generator=rng).double())
+    counts = (rate + rate.sqrt() * torch.randn(10_000, generator=rng)).round()
+    steps = 1 + 1e-6 * torch.arange(20)[:, None]
+    gain = torch.ones(())
+    exact = ScaledPoisson(rate * steps, gain.double()).log_prob(counts).sum(-1)
+    single = ScaledPoisson((rate * steps).float(), gain).log_prob(counts.float())
+    error = single.double().sum(-1) - exact
+    assert float(error.std()) < 0.5  # 20 with lgamma(count + 1)

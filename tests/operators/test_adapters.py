@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import pickle
 from importlib.util import find_spec
 from typing import Any
 
@@ -98,6 +99,19 @@ class TestSciPy:
             to_scipy(linear)
         with pytest.raises(OptionError, match="to_scipy: the operator is not linear"):
             to_scipy(Nonlinear(torch.sin, (3,)))
+        with pytest.raises(DtypeError, match="expected real vectors, got complex128"):
+            to_scipy(Identity((3,))) @ (1j * np.ones(3))
+        forward = scipy.sparse.linalg.LinearOperator((3, 3), matvec=lambda x: x, dtype=np.float64)
+        assert from_scipy(forward)(torch.ones(3)).tolist() == [1.0, 1.0, 1.0]
+        with pytest.raises(
+            OptionError, match="has no adjoint; give the LinearOperator its rmatvec"
+        ):
+            from_scipy(forward).adjoint(torch.ones(3))
+
+    def test_pickling(self, rng: torch.Generator) -> None:
+        A = from_scipy(scipy.sparse.linalg.aslinearoperator(_dense(rng)))
+        x = torch.randn(4, generator=rng)
+        assert torch.equal(pickle.loads(pickle.dumps(A))(x), A(x))
 
 
 def test_results_of_the_wrong_shape_are_noticed() -> None:
@@ -238,6 +252,10 @@ class TestODL:
         with pytest.raises(OptionError, match="is not weighted entry by entry"):
             matrix = odl.rn(2, weighting=np.array([[2.0, 1.0], [1.0, 2.0]]))
             from_odl(odl.IdentityOperator(matrix))
+        with pytest.raises(
+            OptionError, match="expected spaces of arrays, but InnerProductOperator"
+        ):
+            from_odl(odl.InnerProductOperator(space.one()))
         with pytest.raises(DtypeError, match="expected an Operator, got IdentityOperator"):
             to_odl(odl.IdentityOperator(space))
         with pytest.raises(OptionError, match="to_odl: the operator is not linear"):

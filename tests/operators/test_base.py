@@ -14,6 +14,8 @@ from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.operators import (
     Blur,
     Composition,
+    Downsample,
+    Fourier,
     GaussianMatrix,
     Identity,
     Mask,
@@ -224,3 +226,38 @@ def test_sums_and_differences() -> None:
 def test_operator_without_forward() -> None:
     with pytest.raises(NotImplementedError, match="Operator does not define _forward"):
         Operator((2,), (2,))(torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda v: Blur((8, 8), v),
+        lambda v: Matrix(v),
+        lambda v: Downsample((8, 8), 2, v),
+        lambda v: Fourier((3, 3), sensitivities=v[None] * 1j),
+        lambda v: Square((3, 3), (3, 3)).derivative(v),
+    ],
+)
+def test_variables_are_refused_where_their_gradient_would_be_lost(make: Any) -> None:
+    message = "operators are made of constants, but this is a variable"
+    with pytest.raises(DtypeError, match=message):
+        make(torch.ones(3, 3, requires_grad=True))
+    with pytest.raises(DtypeError, match=message):
+        make(torch.ones(3, 3, requires_grad=True) * 2)
+    with pytest.raises(DtypeError, match=message):
+        torch.func.vmap(lambda v: make(v) and v)(torch.ones(2, 3, 3))
+    make(torch.ones(3, 3, requires_grad=True).detach())
+
+
+def test_arrays_with_negative_strides() -> None:
+    kernel = np.arange(6.0).reshape(2, 3)[::-1, ::-1]
+    assert Matrix(kernel).matrix[0].tolist() == [5.0, 4.0, 3.0]
+    assert Blur((4, 4), kernel)(torch.ones(4, 4).double()).shape == (4, 4)
+    assert Mask((kernel > 2)[::-1]).range_shape == (3,)
+
+
+def test_masks_take_their_state_with_them() -> None:
+    A, B = Mask(torch.tensor([1, 1, 0]) > 0), Mask(torch.tensor([0, 1, 1]) > 0)
+    A.load_state_dict(B.state_dict())
+    assert A(torch.tensor([1.0, 2.0, 3.0])).tolist() == [2.0, 3.0]
+    assert A.adjoint(torch.tensor([1.0, 2.0])).tolist() == [0.0, 1.0, 2.0]

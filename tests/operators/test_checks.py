@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesgen.errors import BayesgenError
-from bayesgen.operators import GaussianMatrix, Operator, OperatorReport, check_operator
+from bayesgen.errors import BayesgenError, DtypeError
+from bayesgen.operators import Convolution, GaussianMatrix, Operator, OperatorReport, check_operator
 
 
 class Right(Operator):
@@ -126,6 +126,20 @@ class AlwaysSingle(Right):
         return super()._forward(x).float()
 
 
+class NeedsAlignedMemory(Right):
+    """As view_as_complex does."""
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if x.storage_offset() % 2:
+            raise RuntimeError("Tensor must have a storage_offset divisible by 2")
+        return super()._forward(x)
+
+
+class EmptyBatchLosesTheGraph(Right):
+    def _forward(self, x: Tensor) -> Tensor:
+        return super()._forward(x) if x.numel() else x.new_zeros(*x.shape[:-2], 12)
+
+
 MUTANTS: dict[type[Right], str] = {
     ShiftedAdjoint: "adjoint",
     UnscaledAdjoint: "adjoint",
@@ -143,6 +157,8 @@ MUTANTS: dict[type[Right], str] = {
     ReadsMemoryNotValues: "batches",
     RefusesTheEmptyBatch: "batches",
     ChangesItsInput: "shapes",
+    NeedsAlignedMemory: "batches",
+    EmptyBatchLosesTheGraph: "batches",
 }
 
 
@@ -192,3 +208,14 @@ def test_operator_is_left_alone() -> None:
     check_operator(A, dtype=torch.float32)
     assert A.matrix.dtype == torch.float64
     assert A.matrix.grad is None
+
+
+def test_what_is_no_operator_is_refused() -> None:
+    with pytest.raises(DtypeError, match=r"expected an Operator, got Convolution; .* given\(x\)"):
+        check_operator(Convolution((3, 3), (2, 2)))  # type: ignore[arg-type]
+
+
+def test_zero_operator_passes() -> None:
+    report = check_operator(0 * Right())
+    report.raise_if_failed()
+    assert "nan" not in str(report)

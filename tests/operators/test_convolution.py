@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DtypeError, OptionError, ShapeError
+from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.log_density import LogDensity
 from bayesgen.operators import Blur, Convolution, check_operator
 
@@ -39,6 +39,9 @@ def test_batches_broadcast(rng: torch.Generator) -> None:
         for k in range(3):
             assert torch.allclose(y[i, k], A(x[i, 0], kernels[k]), atol=1e-12)
     assert A(x[:0], kernels).shape == (0, 3, 2, 5, 4)
+    assert A(x[:0].requires_grad_(), kernels).requires_grad
+    with pytest.raises(ShapeError, match=r"batches of images \(6,\) and of kernels \(3,\) do not"):
+        A(x[:, 0], kernels)
     assert A(x[0], kernels[:0]).shape == (0, 2, 5, 4)
 
 
@@ -121,3 +124,7 @@ def test_bad_arguments(x: Any, kernel: Any, error: type[Exception], message: str
         Convolution((5, 5), (3, 3))(x, kernel)
     with pytest.raises(ShapeError, match=r"expected one image \(5, 5\), got \(2, 5, 5\)"):
         Convolution((5, 5), (3, 3)).given(torch.ones(2, 5, 5))
+    with pytest.raises(DataError, match="x: an entry is NaN or infinite"):
+        Convolution((5, 5), (3, 3)).given(torch.full((5, 5), torch.inf))
+    with pytest.raises(DtypeError, match="x: operators are made of constants"):
+        Convolution((5, 5), (3, 3)).given(torch.ones(5, 5, requires_grad=True))

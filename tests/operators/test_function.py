@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -50,6 +51,8 @@ def test_nonlinear_function() -> None:
     A = Nonlinear(lambda x: x.square().sum(-1), (2, 3))
     assert A.range_shape == (2,)
     check_operator(A).raise_if_failed()
+    one = Nonlinear(lambda x: x.flatten() ** 2, (2, 3), batched=False)
+    check_operator(one).raise_if_failed()
     x = torch.arange(6.0).reshape(2, 3)
     assert A.derivative(x).adjoint(torch.tensor([1.0, 2.0])).tolist() == [[0, 2, 4], [12, 16, 20]]
 
@@ -79,12 +82,31 @@ def test_nonlinear_function() -> None:
         ),
         (lambda: from_function(lambda x: x.sum(), (3,)), OptionError, "range_shape: expected a"),
         (lambda: Nonlinear(torch.exp, (3,), (2,)), ShapeError, r"the function returns \(3,\)"),
+        (lambda: from_function(lambda x: x.flatten(), (4, 4)), OptionError, "batched=False vector"),
+        (lambda: from_function(lambda x: x - x.mean(), (4, 4)), OptionError, "something else for"),
+        (lambda: Nonlinear(lambda x: x.flatten() ** 2, (4, 4)), OptionError, "something else for"),
+        (
+            lambda: from_function(lambda x: x[..., :2], (4,), adjoint=lambda y: y),
+            ShapeError,
+            r"adjoint: expected it to return shape \(4,\), got \(2,\)",
+        ),
+        (
+            lambda: from_function(lambda x: x, (4,), adjoint=lambda y: y - y.mean()),
+            OptionError,
+            "adjoint: gives something else",
+        ),
         (lambda: Nonlinear(torch.exp, (0,)), OptionError, "domain_shape: expected a tuple of"),
     ],
 )
 def test_bad_functions(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_functions_of_one_image_can_be_pickled() -> None:
+    A = from_function(torch.fliplr, (3, 4), batched=False)
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(pickle.loads(pickle.dumps(A))(x), x.flip(-1))
 
 
 def test_nothing_global_is_drawn_and_gradients_pass_parameters() -> None:

@@ -236,11 +236,20 @@ def test_small_detectors_are_warned_of() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"image_shape": (28,)}, ShapeError, r"image_shape: expected \(y, x\), .* got \(28,\)"),
+        ({"image_shape": (28,)}, ShapeError, r"image_shape: expected \(y, x\), got \(28,\)"),
+        ({"image_shape": 28}, OptionError, "image_shape: expected a tuple of positive integers"),
         ({"image_shape": (1, 28, 28)}, ShapeError, r"image_shape: expected \(y, x\)"),
-        ({"image_shape": (28, 0)}, ShapeError, r"image_shape: expected \(y, x\)"),
-        ({"image_shape": (28, 2.5)}, ShapeError, r"image_shape: expected \(y, x\)"),
-        ({"angles": 0}, OptionError, "angles: expected a positive number of them, got 0"),
+        ({"image_shape": (28, 0)}, OptionError, "image_shape: expected a tuple of positive"),
+        ({"image_shape": (28, 2.5)}, OptionError, "image_shape: expected a tuple of positive"),
+        ({"angles": 0}, OptionError, "angles: expected a positive integer, got 0"),
+        ({"angles": 30.0}, OptionError, "angles: expected a positive integer, got 30.0"),
+        ({"angles": True}, OptionError, "angles: expected a positive integer, got True"),
+        ({"angles": ["a"]}, DtypeError, "angles: expected real numbers, got .'a'."),
+        (
+            {"angles": torch.ones(2, requires_grad=True)},
+            DtypeError,
+            "angles: .* this is a variable",
+        ),
         ({"angles": []}, OptionError, r"angles: expected a number or a list .* \(0,\)"),
         ({"angles": [[0.1]]}, OptionError, r"angles: expected a number or a list .* \(1, 1\)"),
         ({"angles": [0.1, 0.3, 0.2]}, OptionError, "angle 2 is 0.2 after 0.3"),
@@ -253,12 +262,53 @@ def test_small_detectors_are_warned_of() -> None:
         ({"fan": 3.0}, OptionError, r"fan: expected \(source, detector\), .* got 3.0"),
         ({"fan": (30.0, -1.0)}, OptionError, r"fan: expected two distances, got \(30.0, -1.0\)"),
         ({"fan": (19.0, 5.0)}, OptionError, "the source, 19.0 .* not outside the circle of radius"),
-        ({"dtype": torch.int64}, DtypeError, "dtype: expected a real floating-point one"),
+        ({"dtype": torch.int64}, DtypeError, "dtype: expected torch.float32 or torch.float64"),
+        ({"dtype": torch.float16}, DtypeError, "dtype: expected torch.float32 or torch.float64"),
     ],
 )
 def test_bad_input(options: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Radon(**{"image_shape": (28, 28), "stored": False, **options})
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    A = Radon((np.int64(28), 28), np.int64(10), np.int64(41), np.float32(1.0), stored=False)  # type: ignore[arg-type]
+    B = Radon((28, 28), torch.tensor(10), torch.tensor(41), 1.0, stored=False)  # type: ignore[arg-type]
+    assert A.range_shape == B.range_shape == (10, 41)
+
+
+def test_degrees_are_suspected() -> None:
+    with pytest.warns(UserWarning, match="179 radians, more than four turns; convert degrees"):
+        Radon((8, 8), np.arange(180.0), stored=False)
+
+
+@pytest.mark.parametrize("step", [2 * math.pi / 120, 0.02, 2 * math.pi / 121])
+def test_back_projection_of_more_than_half_a_turn(step: float) -> None:
+    """Angles that coincide with others from behind, or nearly do, share the weight."""
+    A = Radon((56, 56), torch.arange(0, 2 * math.pi - 1e-9, step, dtype=torch.float64))
+    B = Radon((56, 56), 120)
+    x = _blob(B, (-9.0, 5.0), 4.0).float()
+    assert _error(A.pseudo_inverse(A(x)), x) < 0.03
+    assert _error(B.pseudo_inverse(B(x)), x) < 0.03
+
+
+def test_back_projection_of_two_turns_of_a_fan() -> None:
+    angles = torch.arange(0, 4 * math.pi - 1e-9, math.pi / 90, dtype=torch.float64)
+    A = Radon((56, 56), angles, fan=(84.0, 42.0))
+    x = _blob(A, (-9.0, 5.0), 4.0).float()
+    assert _error(A.pseudo_inverse(A(x)), x) < 0.03
+
+
+def test_states_of_other_scans_are_refused() -> None:
+    A, B = Radon((6, 6), [0.3], dtype=torch.float64), Radon((6, 6), [math.pi - 0.3])
+    with pytest.raises(DataError, match="the state is that of a scan from other angles"):
+        A.load_state_dict(B.state_dict())
+
+
+def test_data_that_are_not_finite_are_not_back_projected() -> None:
+    A = Radon((6, 6), 3)
+    with pytest.raises(DataError, match="y: an entry is NaN or infinite"):
+        A.pseudo_inverse(torch.full(A.range_shape, torch.nan))
 
 
 @pytest.mark.slow

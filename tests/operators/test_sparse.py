@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bayesgen.errors import DataError, DtypeError, ShapeError
 from bayesgen.operators import Matrix, SparseMatrix, check_operator
+from bayesgen.recording import record
 
 DENSE = torch.tensor([[1.0, 0.0, -2.0], [0.0, 0.0, 0.0], [0.0, 3.0, 0.5], [4.0, 0.0, 0.0]])
 
@@ -64,6 +65,19 @@ def test_products_follow_the_values() -> None:
     A.values = A.values / 2
     assert torch.equal(A(x), before)
     assert A.double()(x.double()).dtype == torch.float64
+
+
+def test_gradients_and_recorded_graphs_notice_changes() -> None:
+    A, x = _sparse(), torch.ones(3, requires_grad=True)
+    value = A(x).sum()
+    graph = record(lambda x: A(x).sum(), torch.ones(3))
+    with torch.no_grad():
+        A.values.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place after they were used"):
+        torch.autograd.grad(value, x)
+    with pytest.raises(RuntimeError, match="changed in place after they were used"):
+        graph(torch.ones(3))
+    assert torch.equal(A(torch.ones(3)), 2 * DENSE.sum(1))
 
 
 def test_copies_outlive_the_original() -> None:
