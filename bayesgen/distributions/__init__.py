@@ -1,4 +1,4 @@
-"""Noise models: how data scatters about what the forward operator predicts."""
+"""Noise models, and Gaussian laws of images whose precision has a sparse factor."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bayesgen.distributions.noise import (
     RicianNoise,
     StudentTNoise,
 )
+from bayesgen.distributions.structured import StructuredNormal
 
 __all__ = [
     "Noise",
@@ -20,4 +21,5 @@ __all__ = [
     "PoissonNoise",
     "PoissonGaussianNoise",
     "RicianNoise",
+    "StructuredNormal",
 ]

@@ -18,12 +18,17 @@ from bayesgen.distributions import (
     PoissonGaussianNoise,
     PoissonNoise,
     RicianNoise,
+    StructuredNormal,
     StudentTNoise,
 )
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.model_sites import elementwise_log_prob, isolated
 
 EYE = torch.eye(6)
+
+
+def structured(mean: Tensor, **options: Any) -> Noise:
+    return StructuredNormal(mean, 0.7, torch.full((4, 1, 1), -0.3), **options)
 
 
 def full(mean: Tensor, cholesky: Tensor = EYE, **options: Any) -> Noise:
@@ -38,6 +43,7 @@ def images(*batch: int) -> Tensor:
 MAKE: dict[str, Callable[..., Noise]] = {
     "gaussian": lambda mean, **more: GaussianNoise(mean, 0.5, **more),
     "full gaussian": full,
+    "structured": structured,
     "laplace": lambda mean, **more: LaplaceNoise(mean, 0.5, **more),
     "student t": lambda mean, **more: StudentTNoise(mean, 0.5, 4.0, **more),
     "poisson": lambda mean, **more: PoissonNoise(mean, 0.5, 1.0, **more),
@@ -146,7 +152,7 @@ def test_entries_are_scored_one_by_one_where_they_are_independent(
     noise = make(images(5), event_dim=2)
     y = sample(noise)
     entries = elementwise_log_prob({"fn": noise, "value": y, "scale": 1.0, "mask": None})
-    assert entries.shape == ((5,) if make is full else (5, 2, 3))
+    assert entries.shape == ((5,) if make in (full, structured) else (5, 2, 3))
     assert torch.allclose(entries.reshape(5, -1).sum(1), noise.log_prob(y))
 
 

@@ -31,6 +31,7 @@ from bayesgen.distributions import (
     PoissonGaussianNoise,
     PoissonNoise,
     RicianNoise,
+    StructuredNormal,
     StudentTNoise,
 )
 from bayesgen.model_sites import isolated
@@ -47,6 +48,7 @@ def _random(*shape: int) -> Tensor:
 MEAN = 0.2 + 3 * _random(3, 4)
 ROW = 0.3 + _random(4)
 COLUMN = 0.2 + _random(3, 1)
+OFF_DIAGONAL = 0.8 * _random(4, 3, 4) - 0.4
 SCALAR = torch.tensor(0.4, dtype=torch.float64)
 CHOLESKY = torch.eye(12, dtype=torch.float64) + 0.2 * _random(12, 12).tril()
 
@@ -74,6 +76,21 @@ class FullGaussian:
 
     def var(self) -> Any:
         return np.square(self.cholesky).sum(1).reshape(3, 4)
+
+
+@dataclass
+class StructuredGaussian(FullGaussian):
+    """The same, from the factor of the precision, pixel by pixel."""
+
+    def __init__(self, location: Any, log_diagonal: Any, off_diagonal: Any) -> None:
+        self.location = location
+        rows, columns = location.shape
+        factor = np.diag(np.broadcast_to(np.exp(log_diagonal), location.shape).ravel())
+        for k, (dy, dx) in enumerate([(0, 1), (1, -1), (1, 0), (1, 1)]):
+            for y in range(rows - dy):
+                for x in range(max(0, -dx), min(columns, columns - dx)):
+                    factor[(y + dy) * columns + x + dx, y * columns + x] = off_diagonal[k, y, x]
+        self.cholesky = np.linalg.inv(factor).T
 
 
 @dataclass
@@ -119,6 +136,7 @@ def full(mean: Tensor, cholesky: Tensor, **options: Any) -> Noise:
 DISTRIBUTIONS: dict[str, Case] = {
     "gaussian": Case(GaussianNoise, (ROW,), lambda m, s: stats.norm(m, s)),
     "full gaussian": Case(full, (CHOLESKY,), FullGaussian),
+    "structured": Case(StructuredNormal, (COLUMN, OFF_DIAGONAL), StructuredGaussian),
     "laplace": Case(LaplaceNoise, (COLUMN,), lambda m, b: stats.laplace(m, b)),
     "student t": Case(StudentTNoise, (ROW, 12 + COLUMN), lambda m, s, df: stats.t(df, m, s)),
     "poisson": Case(PoissonNoise, (), lambda m: stats.poisson(m), unit=1.0),
@@ -251,7 +269,10 @@ def test_wrong_log_density_is_rejected(name: str, what: str, density: Make) -> N
     assert error > 1e-3, what
 
 
-@pytest.mark.parametrize("name", [name for name in DISTRIBUTIONS if name != "full gaussian"])
+MARGINAL = [name for name in DISTRIBUTIONS if name not in ("full gaussian", "structured")]
+
+
+@pytest.mark.parametrize("name", MARGINAL)
 def test_total_mass_is_one(name: str) -> None:
     case = DISTRIBUTIONS[name]
     noise = case.noise(event_dim=0, validate_args=False)

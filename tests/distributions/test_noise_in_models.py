@@ -22,6 +22,7 @@ from bayesgen.distributions import (
     PoissonGaussianNoise,
     PoissonNoise,
     RicianNoise,
+    StructuredNormal,
     StudentTNoise,
 )
 from bayesgen.errors import DataError, DtypeError, ModelError, ShapeError
@@ -38,12 +39,14 @@ def _matrix(rows: int, columns: int) -> Tensor:
 
 
 A = 0.5 * _matrix(6, 2)
+LINKS = 0.2 * _matrix(4, 6).reshape(4, 2, 3)
 CHOLESKY = torch.eye(6, dtype=float64) + 0.2 * _matrix(6, 6).tril(-1)
 ZERO, LEVEL = torch.zeros(2, dtype=float64), torch.tensor(-1.0, dtype=float64)
 TRUTH = torch.tensor([0.8, -0.5], dtype=float64)
 # Of a positive mean and a width that the model infers.
 LIKELIHOODS: dict[str, Likelihood] = {
     "gaussian": GaussianNoise,
+    "structured": lambda m, s, **more: StructuredNormal(m, -s.log(), LINKS / s, **more),
     "full gaussian": lambda m, s, **more: GaussianNoise(m, cholesky=s * CHOLESKY, **more),
     "laplace": LaplaceNoise,
     "student t": lambda m, s, **more: StudentTNoise(m, s, 4.0, **more),
