@@ -268,6 +268,8 @@ def _as_angles(angles: Any) -> int | Tensor | None:
     if angles is None or (angles.ndim if isinstance(angles, Tensor) else np.ndim(angles)) == 0:
         return None if angles is None else as_count("angles", angles)
     try:
+        # A list of Python numbers would become single precision.
+        angles = angles if isinstance(angles, Tensor) else np.asarray(angles, dtype=np.float64)
         values = as_constant("angles", angles).to("cpu", torch.float64)
     except DtypeError:
         raise
