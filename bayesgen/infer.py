@@ -17,13 +17,12 @@ from bayesgen.inference import (
     run_optimiser,
     run_sampler,
 )
-from bayesgen.inference.base import check_count
 from bayesgen.log_density import LogDensity
 from bayesgen.model_sites import Model
 from bayesgen.posterior import Posterior
 from bayesgen.progress import progress_monitor
 from bayesgen.provenance import provenance
-from bayesgen.types import strict_options
+from bayesgen.types import check_count, strict_options
 
 Start = str | Method | dict[str, Tensor] | Posterior
 

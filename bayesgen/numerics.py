@@ -9,6 +9,17 @@ import torch
 from torch import Tensor
 
 
+def iteration_tolerance(dtype: torch.dtype) -> float:
+    """Relative residual at which to stop: fifty roundings of the dtype, but at least 1e-8.
+
+    Examples
+    --------
+    >>> iteration_tolerance(torch.float64)
+    1e-08
+    """
+    return max(1e-8, 50 * torch.finfo(dtype).eps)
+
+
 def largest_singular_value(
     forward: Callable[[Tensor], Tensor],
     adjoint: Callable[[Tensor], Tensor],
@@ -60,7 +71,7 @@ def largest_singular_value(
     3.0
     """
     if tolerance is None:
-        tolerance = max(1e-8, 50 * torch.finfo(start.dtype).eps)
+        tolerance = iteration_tolerance(start.dtype)
     range_shape = forward(start).shape
     # One step more than the smaller space has dimensions exhausts it.
     enough = min(start.numel(), range_shape.numel()) + 1
@@ -150,7 +161,7 @@ def conjugate_gradient(
     True
     """
     if tolerance is None:
-        tolerance = max(1e-8, 50 * torch.finfo(b.dtype).eps)
+        tolerance = iteration_tolerance(b.dtype)
     dims = tuple(range(-event_dims, 0))
 
     def inner(a: Tensor, b: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
-from bayesgen.numerics import conjugate_gradient
+from bayesgen.errors import DtypeError, OptionError, ShapeError
+from bayesgen.numerics import conjugate_gradient, iteration_tolerance
 from bayesgen.operators import Gradient, Operator
 from bayesgen.operators.convolution import Boundary
-from bayesgen.operators.inputs import as_count, as_positive
+from bayesgen.operators.inputs import as_count, as_positive, require_finite
 
 __all__ = ["tikhonov", "total_variation"]
 
@@ -79,7 +79,7 @@ def tikhonov(
     y, weight = _checked(A, y, weight)
     max_steps = as_count("max_steps", max_steps)
     if tolerance is None:
-        tolerance = max(1e-8, 50 * torch.finfo(y.dtype).eps)
+        tolerance = iteration_tolerance(y.dtype)
     tolerance = as_positive("tolerance", tolerance)
     if penalty is not None:
         _check_penalty(A, penalty)
@@ -256,8 +256,7 @@ def _checked(A: Operator, y: Tensor, weight: Any) -> tuple[Tensor, Tensor]:
         raise DtypeError(f"A: expected an Operator, got {type(A).__name__}")
     A._require_linear("reconstruction")
     A._check("y", y, A.range_shape)
-    if not torch.isfinite(y).all():
-        raise DataError("y: an entry is NaN or infinite")
+    require_finite("y", y)
     try:
         given = torch.as_tensor(weight)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from torch import Tensor
 
-from bayesgen.errors import UnknownOptionError
+from bayesgen.errors import OptionError, UnknownOptionError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,3 +64,17 @@ def strict_options(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checked
+
+
+def check_positive(name: str, value: float | None, *, allow_none: bool = False) -> None:
+    """Refuse a setting that is not a positive finite number."""
+    if value is None and allow_none:
+        return
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise OptionError(f"{name}: got {value!r}; expected a positive finite number")
+
+
+def check_count(name: str, value: int, *, minimum: int = 1) -> None:
+    """Refuse a count that is not an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise OptionError(f"{name}: got {value!r}; expected an integer of at least {minimum}")

@@ -19,13 +19,9 @@ from report import table, write
 from torch import Tensor
 
 import bayesgen as bg
+from bayesgen.models.evaluation import psnr
 from bayesgen.operators import Operator
 from bayesgen.reconstruction import tikhonov, total_variation
-
-
-def psnr(estimates: Tensor, truth: Tensor) -> Tensor:
-    """Of each image, in dB, for a data range of 1."""
-    return -10 * (estimates - truth).square().mean((-2, -1)).log10()
 
 
 def problems(data: Path, images: int) -> Iterator[tuple[str, Operator, Tensor, float, Any]]:

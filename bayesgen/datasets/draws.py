@@ -32,12 +32,6 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def check_count(name: str, value: int, *, minimum: int = 0) -> None:
-    """Refuse a count that is not an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise OptionError(f"{name}: got {value!r}; expected an integer of at least {minimum}")
-
-
 def check_dtype(dtype: torch.dtype) -> None:
     """Refuse a dtype that images cannot have."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

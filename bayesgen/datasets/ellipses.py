@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from bayesgen.datasets.draws import check_count, check_dtype, uniform_rows
+from bayesgen.datasets.draws import check_dtype, uniform_rows
+from bayesgen.types import check_count
 
 _MEAN_COUNT = 40.0
 _MAX_COUNT = 70
@@ -75,7 +76,7 @@ def ellipses(
     >>> images.shape, images.amin((1, 2)), images.amax((1, 2))
     (torch.Size([3, 64, 64]), tensor([0., 0., 0.]), tensor([1., 1., 1.]))
     """
-    check_count("num", num)
+    check_count("num", num, minimum=0)
     check_count("size", size, minimum=1)
     check_dtype(dtype)
     images = torch.empty(num, size, size, dtype=dtype)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesgen.datasets.draws import check_count, check_dtype
+from bayesgen.datasets.draws import check_dtype
 from bayesgen.errors import (
     BayesgenError,
     DataError,
@@ -23,6 +23,7 @@ from bayesgen.errors import (
     ShapeError,
     unknown_option,
 )
+from bayesgen.types import check_count
 
 Method = Literal["rss", "esc"]
 _RECONSTRUCTIONS = tuple(f"reconstruction_{method}" for method in get_args(Method))
@@ -325,7 +326,7 @@ def _as_indices(slices: Sequence[int] | None, volume: FastMRIVolume) -> list[int
     if not isinstance(slices, Sequence):
         raise OptionError(f"slices: expected a range or list of integers, got {slices!r}")
     for index in slices:
-        check_count("slices", index)
+        check_count("slices", index, minimum=0)
         if index >= volume.num_slices:
             raise OptionError(
                 f"slices: {index} is not among the {volume.num_slices} slices of {volume.path}, "

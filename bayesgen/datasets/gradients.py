@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from bayesgen.datasets.draws import check_count, seeded
+from bayesgen.datasets.draws import seeded
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
+from bayesgen.types import check_count
 
 
 def multi_gradient_mnist(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayesgen.datasets.draws import check_count, check_dtype, uniform_rows
+from bayesgen.datasets.draws import check_dtype, uniform_rows
+from bayesgen.types import check_count
 
 _SIDE = 56
 # Keeps a block of images in the processor's cache.
@@ -105,7 +106,7 @@ def shapes_plus(num: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
 
 def _draw(num: int, seed: int, dtype: torch.dtype, *, spot: bool) -> Tensor:
-    check_count("num", num)
+    check_count("num", num, minimum=0)
     check_dtype(dtype)
     images = torch.empty(num, _SIDE, _SIDE, dtype=dtype)
     # The place of the bright disc is drawn always, so that both data sets share the other shapes.

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from bayesgen.errors import OptionError
 from bayesgen.types import Density, check_options
 
 
@@ -93,17 +92,3 @@ class Optimiser(Method):
     def describe(self, state: Any) -> Any:
         """Named tuple of tensors ``(*problems, chains)`` that says how each chain ended."""
         raise NotImplementedError
-
-
-def check_positive(name: str, value: float | None, *, allow_none: bool = False) -> None:
-    """Refuse a setting that is not a positive finite number."""
-    if value is None and allow_none:
-        return
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise OptionError(f"{name}: got {value!r}; expected a positive finite number")
-
-
-def check_count(name: str, value: int, *, minimum: int = 1) -> None:
-    """Refuse a count that is not an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise OptionError(f"{name}: got {value!r}; expected an integer of at least {minimum}")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bayesgen.errors import OptionError
 from bayesgen.inference.adaptation import DualAveraging, PooledVariance, Schedule
-from bayesgen.inference.base import Sampler, check_count, check_positive
-from bayesgen.types import Density
+from bayesgen.inference.base import Sampler
+from bayesgen.types import Density, check_count, check_positive
 
 # An energy error beyond this says that the integrator has left the true trajectory (Betancourt
 # 2017, section 6.2); it is Stan's threshold.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesgen.inference.base import Sampler, check_positive
+from bayesgen.inference.base import Sampler
 from bayesgen.inference.hmc import (
     HMCInfo,
     HMCState,
@@ -16,7 +16,7 @@ from bayesgen.inference.hmc import (
     hamiltonian_init,
     hamiltonian_step,
 )
-from bayesgen.types import Density
+from bayesgen.types import Density, check_positive
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import OptionError, unknown_option
-from bayesgen.inference.base import Optimiser, check_count, check_positive
+from bayesgen.inference.base import Optimiser
 from bayesgen.inference.solvers import SOLVERS, SolverState
-from bayesgen.types import Density
+from bayesgen.types import Density, check_count, check_positive
 
 
 class MAPInfo(NamedTuple):

@@ -17,7 +17,7 @@ from bayesgen.operators.separable import axis_matrices, filter_axes, norm_of_axe
 
 # Terms of the kernel times the sum of the image's sides, up to which dense matrices beat the
 # transforms; periodic images need no padding for theirs.
-_SMALL: dict[Boundary, int] = {"zero": 512, "periodic": 192, "reflect": 512}
+_SMALL: dict[Boundary, int] = {"zero": 320, "periodic": 192, "reflect": 320}
 
 
 class Blur(Operator):

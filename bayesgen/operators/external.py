@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesgen import _linear_map
 from bayesgen._linear_map import LinearMap
 from bayesgen.errors import DataError
-from bayesgen.operators.base import Operator
+from bayesgen.operators.opaque import Opaque
 
 Array = np.ndarray[Any, Any]
 
 
-class External(Operator):
+class External(Opaque):
     """A linear operator computed by functions of NumPy arrays; made by the adapters.
 
     It has derivatives of every order and can be vectorised and recorded, like all others. It takes
@@ -53,14 +52,8 @@ class External(Operator):
     def _example(self) -> Tensor:
         return torch.empty((), dtype=self.map.dtype)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: x.ndim - len(self.domain_shape)]
-        return _linear_map.apply(self.map, x.flatten(len(batch))).reshape(batch + self.range_shape)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        batch = y.shape[: y.ndim - len(self.range_shape)]
-        x = _linear_map.apply(self.map, y.flatten(len(batch)), adjoint=True)
-        return x.reshape(batch + self.domain_shape)
+    def _map(self) -> LinearMap:
+        return self.map
 
     def _get_name(self) -> str:
         return self.name

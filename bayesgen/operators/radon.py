@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesgen import _linear_map
 from bayesgen._linear_map import LinearMap
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.operators.base import Operator
@@ -23,6 +22,7 @@ from bayesgen.operators.inputs import (
     as_shape,
     require_finite,
 )
+from bayesgen.operators.opaque import Opaque
 from bayesgen.operators.rays import (
     Scan,
     blocks,
@@ -33,7 +33,7 @@ from bayesgen.operators.rays import (
 )
 from bayesgen.operators.sparse import SparseMatrix
 
-# A stored matrix and its transpose may take so much; 256 x 256 pixels from 360 angles do.
+# A stored matrix and its transpose may be estimated to take so much.
 _STORED_BYTES = 3 * 2**30
 
 
@@ -218,21 +218,15 @@ class Radon(Operator):
         return f"{super().extra_repr()}, {rays}, {memory}"
 
 
-class _RayByRay(Operator):
+class _RayByRay(Opaque):
     """The same products without a stored matrix: the weights are worked out each time."""
 
     def __init__(self, scan: Scan, image_shape: tuple[int, ...], pixel: float) -> None:
         super().__init__(image_shape, (len(scan.angles), scan.detectors))
         self.map = _RayProduct(scan, image_shape, pixel)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[:-2]
-        return _linear_map.apply(self.map, x.flatten(-2)).reshape(batch + self.range_shape)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        batch = y.shape[:-2]
-        x = _linear_map.apply(self.map, y.flatten(-2), adjoint=True)
-        return x.reshape(batch + self.domain_shape)
+    def _map(self) -> LinearMap:
+        return self.map
 
 
 class _RayProduct(LinearMap):
@@ -267,14 +261,12 @@ class _RayProduct(LinearMap):
 def _as_angles(angles: Any) -> int | Tensor | None:
     if angles is None or (angles.ndim if isinstance(angles, Tensor) else np.ndim(angles)) == 0:
         return None if angles is None else as_count("angles", angles)
-    try:
-        # A list of Python numbers would become single precision.
-        angles = angles if isinstance(angles, Tensor) else np.asarray(angles, dtype=np.float64)
-        values = as_constant("angles", angles).to("cpu", torch.float64)
-    except DtypeError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise DtypeError(f"angles: expected real numbers, got {angles!r}") from error
+    if not isinstance(angles, Tensor):
+        try:  # in double precision, which a list of Python numbers would not become by itself
+            angles = np.asarray(angles, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise DtypeError(f"angles: expected real numbers, got {angles!r}") from error
+    values = as_constant("angles", angles).to("cpu", torch.float64)
     if values.ndim != 1 or len(values) == 0:
         raise OptionError(
             f"angles: expected a number or a list of them, got the shape {tuple(values.shape)}"

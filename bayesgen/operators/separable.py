@@ -2,7 +2,7 @@
 
 A kernel of rank one (every Gaussian and every box) is a filter along ``y`` after one along ``x``.
 Each is a matrix, into which the boundary and the pixels kept are worked: two small matrix products
-are faster than Fourier transforms up to some 256 pixels a side. A kernel of higher rank is a sum of
+are faster than Fourier transforms for images of moderate size. A kernel of higher rank is a sum of
 such terms.
 """
 

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bayesgen import _linear_map
 from bayesgen._linear_map import LinearMap
 from bayesgen.errors import DtypeError, OptionError, ShapeError
 from bayesgen.operators.base import Operator
 from bayesgen.operators.inputs import expect_size, require_finite
+from bayesgen.operators.opaque import Opaque
 
 # So many images stay in the processor's cache while the matrix streams past them.
 _BLOCK = 32
 
 
-class SparseMatrix(Operator):
+class SparseMatrix(Opaque):
     """``A(x) = matrix @ x.flatten()`` with a sparse matrix, reshaped to ``range_shape``.
 
     Products take time and memory in proportion to the entries that are not zero. The transpose is
@@ -76,16 +76,6 @@ class SparseMatrix(Operator):
         self.register_buffer("columns", columns)
         self.register_buffer("values", values)
         self._product: _SparseProduct | None = None
-
-    def _forward(self, x: Tensor) -> Tensor:
-        batch = x.shape[: x.ndim - len(self.domain_shape)]
-        y = _linear_map.apply(self._map(), x.flatten(len(batch)))
-        return y.reshape(batch + self.range_shape)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        batch = y.shape[: y.ndim - len(self.range_shape)]
-        x = _linear_map.apply(self._map(), y.flatten(len(batch)), adjoint=True)
-        return x.reshape(batch + self.domain_shape)
 
     def _select(self, indices: Tensor) -> Operator:
         rows = self.to_scipy()[indices.flatten().cpu().numpy()]

@@ -8,7 +8,7 @@ import pytest
 
 from bayesgen.errors import OptionError, UnknownOptionError
 from bayesgen.inference import HMC, METHODS, as_method
-from bayesgen.inference.base import check_count, check_positive
+from bayesgen.types import check_count, check_positive
 
 
 @pytest.mark.parametrize("name", METHODS)
