@@ -12,6 +12,7 @@ from bayesgen.errors import FileFormatError, OptionError, unknown_option
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 _SUFFIXES = ("", ".gz")
+_IMAGES = "images-idx3-ubyte"
 _SHIPPED = Path(__file__).parent / "data"
 
 
@@ -45,12 +46,12 @@ def mnist(path: str | Path, split: str = "train") -> Tensor:
     FileFormatError
         If the file is damaged or holds no images.
     """
-    return _scaled(_find(path, split, "images-idx3-ubyte"))
+    return _scaled(mnist_file(path, split))
 
 
 def mnist_labels(path: str | Path, split: str = "train") -> Tensor:
     """Read the labels, int64 of shape ``(N,)``, that belong to the images of `mnist`."""
-    return read_idx(_find(path, split, "labels-idx1-ubyte")).long()
+    return read_idx(mnist_file(path, split, "labels-idx1-ubyte")).long()
 
 
 def mnist_samples() -> LabelledImages:
@@ -66,26 +67,14 @@ def mnist_samples() -> LabelledImages:
     return LabelledImages(images, read_idx(_SHIPPED / "mnist-samples-labels-idx1-ubyte.gz").long())
 
 
-def read_images(path: str | Path) -> Tensor:
-    """Read training images from a folder with the MNIST files or from one IDX file.
-
-    Returns
-    -------
-    Tensor
-        Images ``(N, y, x)`` or ``(N, channel, y, x)``; 8-bit images are scaled to [0, 1].
-    """
-    path = Path(path)
-    return _scaled(path) if path.is_file() else mnist(path, "train")
+def holds_mnist(folder: Path) -> bool:
+    """Whether a folder has MNIST's images, of either split."""
+    names = [f"{prefix}-{_IMAGES}{suffix}" for prefix in _PREFIXES.values() for suffix in _SUFFIXES]
+    return any((folder / name).is_file() for name in names)
 
 
-def _scaled(path: Path) -> Tensor:
-    values = read_idx(path)
-    if values.ndim not in (3, 4):
-        raise FileFormatError(f"{path}: expected images, found shape {tuple(values.shape)}")
-    return values.float() / 255 if not values.is_floating_point() else values
-
-
-def _find(path: str | Path, split: str, kind: str) -> Path:
+def mnist_file(path: str | Path, split: str, kind: str = _IMAGES) -> Path:
+    """Find the file of a split, compressed or not, and say what to do if there is none."""
     if split not in _PREFIXES:
         raise OptionError(unknown_option("split", split, _PREFIXES))
     folder, name = Path(path), f"{_PREFIXES[split]}-{kind}"
@@ -99,3 +88,10 @@ def _find(path: str | Path, split: str, kind: str) -> Path:
         "(with or without .gz), which come from http://yann.lecun.com/exdb/mnist/ and, for "
         "instance, from torchvision.datasets.MNIST(root, download=True), in <root>/MNIST/raw"
     )
+
+
+def _scaled(path: Path) -> Tensor:
+    values = read_idx(path)
+    if values.ndim not in (3, 4):
+        raise FileFormatError(f"{path}: expected images, found shape {tuple(values.shape)}")
+    return values.float() / 255 if not values.is_floating_point() else values

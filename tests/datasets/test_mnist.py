@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayesgen.datasets import mnist, mnist_labels, mnist_samples, read_images, write_idx
+from bayesgen.datasets import mnist, mnist_labels, mnist_samples, write_idx
 from bayesgen.errors import FileFormatError, OptionError
 
 IMAGES = (torch.arange(3 * 28 * 28) % 256).reshape(3, 28, 28)
@@ -44,11 +44,6 @@ def test_labels_in_place_of_images_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path / "train-images-idx3-ubyte", torch.tensor([1, 2]))
     with pytest.raises(FileFormatError, match="expected images, found shape"):
         mnist(tmp_path)
-
-
-def test_read_images_takes_folders_and_files(folder: Path) -> None:
-    file = read_images(folder / "train-images-idx3-ubyte.gz")
-    assert torch.equal(read_images(folder), file)
 
 
 def test_shipped_samples() -> None:
