@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from bayesgen._batching import native_batch
-from bayesgen.errors import DtypeError, OptionError, ShapeError
+from bayesgen.errors import DtypeError, OptionError, ShapeError, unknown_option
+
+_ABILITIES = ("encode", "residual_prior", "discriminate", "log_abs_det")
 
 
 class Generator(torch.nn.Module):
@@ -22,6 +24,8 @@ class Generator(torch.nn.Module):
     - define `encode` if there is a natural guess of the latent vector of an image;
     - override `prior` if the latent vectors are not standard normal;
     - define `residual_prior` if it is known how far images are from the generator's range;
+    - define `discriminate` if it comes with a classifier of real and generated images;
+    - define `log_abs_det` if it is invertible; `encode` is then the exact inverse;
     - prove it with `bayesgen.models.check_generator`.
 
     Users call the generator itself, ``G(z)``, which checks ``z`` and then decodes it.
@@ -81,16 +85,48 @@ class Generator(torch.nn.Module):
         zero = torch.zeros(self.latent_dim, dtype=dtype, device=device)
         return dist.Independent(dist.Normal(zero, torch.ones_like(zero)), 1)
 
-    def residual_prior(self) -> dist.TorchDistribution:
+    def residual_prior(self, z: Tensor | None = None) -> dist.TorchDistribution:
         """Distribution of x - G(z), what the generator leaves out of images like those it knows.
 
         A site ``u`` with this prior, added to ``G(z)``, lets a model leave the generator's range;
         without it credible intervals are too narrow.
+
+        Parameters
+        ----------
+        z
+            Latent vectors ``(*batch, latent_dim)``; needed only by generators whose residuals
+            depend on them.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not know how far images are from its range; give the "
             "deviation a prior of your own, such as Normal(0, 0.1)"
         )
+
+    def discriminate(self, x: Tensor) -> Tensor:
+        """Log odds ``(*batch,)`` that images ``(*batch, *image_shape)`` are real, not generated.
+
+        Where the classifier is as good as can be, this is the logarithm of the ratio of the two
+        densities, which corrects a sampling distribution by its weight.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no discriminator")
+
+    def log_abs_det(self, z: Tensor) -> Tensor:
+        r"""Return :math:`\log |\det \partial G / \partial z|` of an invertible G, ``(*batch,)``."""
+        raise NotImplementedError(f"{type(self).__name__} is not invertible")
+
+    def can(self, ability: str) -> bool:
+        """Whether an optional method is there: ``"encode"``, ``"residual_prior"``, ...
+
+        Examples
+        --------
+        >>> from bayesgen.models import VAE
+        >>> G = VAE((28, 28), latent_dim=16)
+        >>> G.can("encode"), G.can("log_abs_det")
+        (True, False)
+        """
+        if ability not in _ABILITIES:
+            raise OptionError(unknown_option("ability", ability, _ABILITIES))
+        return getattr(type(self), ability) is not getattr(Generator, ability)
 
     def _weight(self) -> Tensor | None:
         """Any floating-point weight: it tells the generator's dtype and device."""

@@ -9,21 +9,31 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bayesgen.errors import FileFormatError
+from bayesgen.errors import DataError, DtypeError, FileFormatError
+from bayesgen.models.autoencoder import AE
+from bayesgen.models.gan import GAN, WGAN
+from bayesgen.models.glow import Glow
+from bayesgen.models.linear import LinearGenerator
+from bayesgen.models.real_nvp import RealNVP
+from bayesgen.models.structured_vae import StructuredVAE
+from bayesgen.models.trainable import Trainable
 from bayesgen.models.vae import VAE
 
+Stored: TypeAlias = Trainable | LinearGenerator
+Kind: TypeAlias = type[Trainable] | type[LinearGenerator]
+
 _KEY = "bayesgen"
-_ARCHITECTURES = {"VAE": VAE}
+_KINDS: tuple[Kind, ...] = (AE, GAN, Glow, LinearGenerator, RealNVP, StructuredVAE, VAE, WGAN)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -50,6 +60,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     FileFormatError
         If the file is damaged, was not written by bayesgen, or holds something else.
     """
+    if path.is_dir():
+        raise FileFormatError(f"{path}: expected a file, but this is a folder")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -69,7 +81,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def save_generator(
-    generator: VAE,
+    generator: Stored,
     path: str | Path,
     *,
     card: Mapping[str, Any] | None = None,
@@ -82,16 +94,46 @@ def save_generator(
     generator
         The generator; its architecture and its weights are saved.
     path
-        The file to write, customarily ``*.safetensors``.
+        The file to write, customarily ``*.safetensors``; what was there is replaced.
     card
         The model card: anything JSON can hold (data, recipe, evaluation, licence).
     half
         Round weights to half precision, which halves the file. The rounding, one part in 2000,
         is far below what training leaves undetermined.
+
+    Raises
+    ------
+    DtypeError
+        If the generator is not one that can be saved.
+    DataError
+        If a weight is infinite or NaN, or too large for half precision.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from bayesgen.models import VAE, load
+    >>> G = VAE((28, 28), latent_dim=8, width=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_generator(G, folder + "/mine.safetensors", card={"data": "none"})
+    ...     same = load(folder + "/mine.safetensors")
+    >>> same.config == G.config, same.card
+    (True, {'data': 'none'})
     """
+    if not isinstance(generator, Trainable | LinearGenerator):
+        raise DtypeError(
+            f"generator: expected a Trainable or a LinearGenerator, got {type(generator).__name__}"
+        )
     weights = generator.state_dict()
     if half:
-        weights = {name: tensor.half() for name, tensor in weights.items()}
+        weights = {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in weights.items()
+        }
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise DataError(
+                f"generator: weight {name} is infinite or NaN{' in half precision' * half}"
+            )
     header = {
         "kind": "generator",
         "architecture": type(generator).__name__,
@@ -101,11 +143,18 @@ def save_generator(
     write_tensors(Path(path), weights, header)
 
 
-def load_generator(path: str | Path) -> VAE:
+def load_generator(path: str | Path, *, kinds: Sequence[Kind] = ()) -> Stored:
     """Load a generator that `save_generator` wrote, in evaluation mode and with frozen weights.
 
     Weights come back in single precision; convert with ``G.to(torch.float64)``. The model card is
     the attribute ``card``.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kinds
+        Classes that the generator may have, beside those of bayesgen.
 
     Raises
     ------
@@ -116,21 +165,24 @@ def load_generator(path: str | Path) -> VAE:
     """
     path = Path(path)
     weights, header = read_tensors(path, "generator")
-    generator = build(header, path)
+    generator = _build(header, path, {kind.__name__: kind for kind in (*_KINDS, *kinds)})
     fill(generator, weights, path)
     generator.card = header.get("card", {})
     return generator.eval().requires_grad_(False)
 
 
-def build(header: Mapping[str, Any], path: Path) -> VAE:
+def _build(header: Mapping[str, Any], path: Path, kinds: Mapping[str, Kind]) -> Stored:
     """Make the generator that a header describes, with weights still to be filled in."""
-    name, config = header.get("architecture"), header.get("config")
-    if not isinstance(name, str) or name not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise FileFormatError(f"{path}: unknown architecture {name!r}; expected one of {known}")
+    name, config = header.get("architecture"), header.get("config", {})
+    if not isinstance(name, str) or name not in kinds:
+        raise FileFormatError(
+            f"{path}: unknown architecture {name!r}; expected one of {', '.join(kinds)}, or give "
+            "the class: load(path, kinds=[...])"
+        )
     try:
-        return _ARCHITECTURES[name](**config)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+        return kinds[name](**config)
+    # Sizes beyond all memory are RuntimeErrors.
+    except (TypeError, ValueError, RuntimeError) as error:
         raise FileFormatError(f"{path}: {name} cannot have the settings {config}") from error
 
 

@@ -1,309 +1,382 @@
 """Train a generator: deterministic for a seed, resumable to the bit, safe to interrupt.
 
-The loop knows nothing about the model but its ``loss``. Its whole state (weights, their moving
-average, Adam's moments, random generator, step, history) is written to a checkpoint before the
-first and after every epoch. An interrupted run resumes from the last epoch and arrives at the
-same weights as one that was never interrupted.
+The loop knows nothing about a generator but its stages: who learns, from which loss, on which
+images. Its whole state (weights, their moving average, Adam's moments, random generators, history)
+is written to a checkpoint before the first and after every epoch. An interrupted run resumes from
+the last epoch and arrives at the same weights as one that was never interrupted.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from bayesgen.errors import DataError, DtypeError, ModelError, OptionError, ShapeError
-from bayesgen.models.files import build, fill, read_tensors, write_tensors
-from bayesgen.models.vae import VAE
+from bayesgen.errors import DtypeError, ModelError, OptionError
+from bayesgen.models.checkpoints import (
+    Losses,
+    follow,
+    identify,
+    restore,
+    restore_optimisers,
+    start,
+    store,
+)
+from bayesgen.models.settings import SCHEDULES, TrainingSettings
+from bayesgen.models.trainable import Player, Stage, Trainable
+from bayesgen.models.training_images import TrainingImages, check_images
 
-Losses = dict[str, float]
+G = TypeVar("G", bound=Trainable)
+EachStep = Callable[[int, Losses], None]
+EachEpoch = Callable[[Trainable, list[Losses]], None]
 
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train.
-
-    Parameters
-    ----------
-    epochs
-        Passes over the training images.
-    batch_size
-        Images in one step.
-    learning_rate
-        Adam's step size at its peak. It rises linearly over the first twentieth of the steps and
-        then falls to zero along a cosine.
-    average
-        Decay per step of the moving average of the weights, which is what training returns.
-    validation
-        Number of images, drawn at random, on which the loss is reported after every epoch and
-        which are not trained on.
-    seed
-        Seed of validation split, order of images and random latent vectors.
-    """
-
-    epochs: int = 30
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    average: float = 0.999
-    validation: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validation"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise OptionError(
-                f"learning_rate: expected a positive number, got {self.learning_rate}"
-            )
-        if not 0 <= self.average < 1:
-            raise OptionError(f"average: expected a number in [0, 1), got {self.average}")
-
-
-@dataclass
-class _State:
-    """All that changes during training."""
-
-    model: VAE
-    average: VAE
-    optimiser: torch.optim.Adam
-    rng: torch.Generator
-    step: int = 0
-    history: list[Losses] = field(default_factory=list)
+# Enough for the statistics that `Trainable.finish` and `Trainable.prepare` take.
+_FINISHING, _PREPARING = 20_000, 512
+# Held-out images at a time.
+_VALIDATING = 1000
 
 
 def train(
-    model: VAE,
-    images: Tensor,
+    model: G,
+    images: Tensor | Dataset[Any],
     settings: TrainingSettings | None = None,
     *,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
-    callback: Callable[[int, Losses], None] | None = None,
-) -> tuple[VAE, list[Losses]]:
-    """Train a model on images and return the moving average of its weights.
-
-    The command line then calls `VAE.standardise`, so that the prior fits as well as it can.
+    each_step: EachStep | None = None,
+    each_epoch: EachEpoch | None = None,
+) -> tuple[G, list[Losses]]:
+    """Train a generator on images and return the moving average of its weights.
 
     Parameters
     ----------
     model
-        The model with its initial weights; it is left as it is.
+        The generator with its initial weights, on the device to train on and in the precision to
+        train in, single or double; it is left as it is.
     images
-        ``(N, *image_shape)``, intensities in [0, 1].
+        ``(N, *image_shape)``, intensities in [0, 1], or a torch ``Dataset`` of such images, which
+        is read into memory. Batches are moved to the model's device and precision.
     settings
-        How to train; the default is `TrainingSettings()`.
+        How to train; by default what suits the kind of generator, ``model.default_settings``.
     checkpoint
         File for the state of the training. It must not exist unless ``resume`` is set, and is
         left for the caller to delete.
     resume
-        Continue from ``checkpoint`` instead of starting anew.
+        Continue from ``checkpoint`` instead of starting anew, with the same model, images and
+        settings. Resuming a training that had come to its end returns its result.
     progress
         Show a progress bar.
-    callback
+    each_step
         Called after every step with its number and losses.
+    each_epoch
+        Called after every epoch with the averaged generator and the history, to look at.
 
     Returns
     -------
     model
-        The trained model, in evaluation mode and with frozen weights.
+        The trained generator, in evaluation mode and with frozen weights.
     history
         For each epoch the mean losses, and those on the validation images as ``"validation_*"``.
 
     Raises
     ------
+    DtypeError
+        If model, images or settings are of another type, or weights in half precision.
+    ShapeError, DataError
+        If images have another shape than the model's, are not finite or not in [0, 1].
     ModelError
-        If the loss becomes infinite or NaN. The checkpoint still holds the last good state.
+        If a loss or a weight becomes infinite or NaN. The checkpoint still holds the last good
+        state.
+    OptionError
+        If there are too few images, or the checkpoint belongs to another training.
+    FileNotFoundError, FileFormatError
+        If there is no checkpoint to resume from, or it is damaged.
+
+    Examples
+    --------
+    >>> from bayesgen.datasets import shapes
+    >>> from bayesgen.models import VAE
+    >>> model = VAE((56, 56), latent_dim=10, width=32, channels=4)
+    >>> settings = TrainingSettings(epochs=1, validation=50)
+    >>> trained, history = train(model, shapes(200), settings, progress=False)
+    >>> sorted(history[0])[:3]
+    ['kl', 'loss', 'mse']
     """
-    settings = settings or TrainingSettings()
+    settings = _settings(model, settings)
+    if not isinstance(images, Tensor):
+        from bayesgen.datasets import image_tensor
+
+        images = image_tensor(images)
     check_images(images, model.image_shape)
-    if len(images) <= settings.validation:
-        raise OptionError(
-            f"validation: holds out {settings.validation} images, but there are {len(images)}"
-        )
     path = Path(checkpoint) if checkpoint is not None else None
-    state = _start(model, settings)
-    # Drawn afresh on resumption too: it must come from the same point of the random sequence.
-    order = torch.randperm(len(images), generator=state.rng)
-    held_out, kept = images[order[: settings.validation]], images[order[settings.validation :]]
-    identity = {"settings": asdict(settings), "images": _fingerprint(images)}
+    run = _Run(model, images, settings)
     if resume:
         if path is None:
             raise OptionError("resume: give the checkpoint to resume from")
-        _restore(state, path, identity)
+        run.resume(path)
     elif path is not None:
         if path.exists():
             raise OptionError(
                 f"checkpoint: {path} holds an unfinished training; resume it or delete the file"
             )
-        _checkpoint(state, path, identity)
-
-    steps_per_epoch = math.ceil(len(kept) / settings.batch_size)
-    with _progress_bar(settings.epochs * steps_per_epoch, state.step, progress) as bar:
-        for _ in range(len(state.history), settings.epochs):
-            losses = _epoch(state, kept, settings, bar, callback)
-            validation = _validate(state.average, held_out, settings)
-            state.history.append(losses | {f"validation_{k}": v for k, v in validation.items()})
+        store(run.state, path, run.identity)
+    with _progress_bar(run.remaining_steps, run.state.step, progress) as bar:
+        while run.running:
+            run.epoch(bar, each_step)
             if progress:
-                bar.write(_describe(state.history, settings.epochs))
+                bar.write(run.describe())
+            if each_epoch is not None:
+                each_epoch(run.state.average, run.state.history)
+            run.end_epoch()
+            bar.total = run.state.step + run.remaining_steps
             if path is not None:
-                _checkpoint(state, path, identity)
-    state.average.fit_residual(held_out)
-    return state.average, state.history
+                store(run.state, path, run.identity)
+    return cast(G, run.result()), run.state.history
 
 
-def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
-    """Refuse images that cannot be trained on, and say what to do about it."""
-    if not isinstance(images, Tensor):
+def _settings(model: Trainable, settings: TrainingSettings | None) -> TrainingSettings:
+    """Check model and settings, and return those that hold."""
+    if not isinstance(model, Trainable):
+        raise DtypeError(f"model: expected a Trainable generator, got {type(model).__name__}")
+    settings = model.default_settings if settings is None else settings
+    if not isinstance(settings, TrainingSettings):
+        raise DtypeError(f"settings: expected TrainingSettings, got {type(settings).__name__}")
+    dtype = next(model.parameters()).dtype
+    if dtype not in (torch.float32, torch.float64):
         raise DtypeError(
-            f"images: expected one tensor, got {type(images).__name__}; resize images of unequal "
-            "size and join them with torch.stack"
+            f"model: expected weights in single or double precision, got {dtype}; train in single "
+            "precision, with mixed_precision to be faster on a GPU"
         )
-    if not images.is_floating_point():
-        raise DtypeError(f"images: expected floating point in [0, 1], got {images.dtype}")
-    if tuple(images.shape[1:]) != image_shape or len(images) == 0:
-        wanted = ", ".join(["N", *map(str, image_shape)])
-        raise ShapeError(f"images: expected shape ({wanted}), got {tuple(images.shape)}")
-    if not images.isfinite().all():
-        raise DataError("images: hold NaN or infinity")
-    low, high = images.min().item(), images.max().item()
-    if low < 0 or high > 1:
-        raise DataError(
-            f"images: expected intensities in [0, 1], found {low:g} to {high:g}; scale them, for "
-            "example images / 255 for 8-bit data or (images - low) / (high - low)"
-        )
+    if settings.mixed_precision and dtype is not torch.float32:
+        raise OptionError(f"mixed_precision: is for weights in single precision, got {dtype}")
+    return settings
 
 
-def _start(model: VAE, settings: TrainingSettings) -> _State:
-    model = copy.deepcopy(model).train().requires_grad_(True)
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    return _State(model, average, optimiser, torch.Generator().manual_seed(settings.seed))
+class _Run:
+    """One training: the state, and everything it does not change."""
 
+    def __init__(self, model: Trainable, images: Tensor, settings: TrainingSettings) -> None:
+        self.settings = settings
+        self.identity = identify(model, images, settings)
+        self.state = start(model, settings.seed)
+        if settings.mixed_precision:
+            _compute_in_bfloat16(self.state.model)
+        weight = next(model.parameters())
+        self.device = weight.device
+        self.stages = tuple(self.state.model.stages())
+        if settings.patience is not None and not any(stage.monitored for stage in self.stages):
+            raise OptionError(
+                f"patience: the losses of a {type(model).__name__} do not tell how good it is, so "
+                "none can be waited for; leave it out"
+            )
+        self.images = TrainingImages(images, self.stages, settings, self.state.order, weight)
+        self.epochs = _share(settings.epochs, [stage.share for stage in self.stages])
+        self._prepare()
 
-def _epoch(
-    state: _State,
-    images: Tensor,
-    settings: TrainingSettings,
-    bar: Any,
-    callback: Callable[[int, Losses], None] | None,
-) -> Losses:
-    """Train on every image once; return the mean losses."""
-    total: Losses = {}
-    order = torch.randperm(len(images), generator=state.rng)
-    batches = torch.split(order, settings.batch_size)
-    steps = settings.epochs * len(batches)
-    for batch in batches:
-        for group in state.optimiser.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(state.step / steps)
-        losses = state.model.loss(images[batch], state.rng)
+    def _prepare(self) -> None:
+        """Set weights that depend on data; a resumed run overwrites them."""
+        self.state.model.prepare(self.images.first("training", _PREPARING))
+        self.state.average.load_state_dict(self.state.model.state_dict())
+        self._start_stage()
+
+    def _start_stage(self) -> None:
+        players = self.stages[self.state.stage].players if self.running else ()
+        self.state.optimisers = [_optimiser(player, self.settings) for player in players]
+        # What no player owns is held fixed, its running averages and dropout included.
+        owned = {
+            part for player in players for module in player.modules for part in module.modules()
+        }
+        for child in self.state.model.children():
+            child.train(not owned.isdisjoint(child.modules()))
+
+    @property
+    def running(self) -> bool:
+        """Whether there are epochs left."""
+        return self.state.stage < len(self.stages)
+
+    @property
+    def remaining_steps(self) -> int:
+        """Steps to come, if no stage stops early."""
+        left = sum(self._steps(stage) for stage in range(self.state.stage, len(self.stages)))
+        return left - self.state.stage_step
+
+    def _steps(self, stage: int) -> int:
+        num_images = self.images.count(self.stages[stage].images)
+        return self.epochs[stage] * math.ceil(num_images / self.settings.batch_size)
+
+    def resume(self, path: Path) -> None:
+        """Take the state from a checkpoint."""
+        moments = restore(self.state, path, self.identity)
+        self._start_stage()
+        restore_optimisers(self.state.optimisers, moments)
+
+    def epoch(self, bar: Any, each_step: EachStep | None) -> None:
+        """Use every image of the stage once."""
+        state, stage = self.state, self.stages[self.state.stage]
+        sums: dict[str, list[float]] = {}
+        for batch in self.images.batches(stage.images, self.settings.batch_size, state.order):
+            losses = self._step(stage, batch)
+            for name, value in losses.items():
+                sums.setdefault(name, []).append(value)
+            bar.update()
+            if state.step % 20 == 0:
+                bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()})
+            if each_step is not None:
+                each_step(state.step, losses)
+        # A finite loss may have gradients that are not, and the checkpoint must stay usable.
+        if not all(tensor.isfinite().all() for tensor in state.model.state_dict().values()):
+            raise self._diverged("a weight is infinite or NaN")
+        means = {name: sum(values) / len(values) for name, values in sums.items()}
+        validation = {f"validation_{k}": v for k, v in self._validate(state.average).items()}
+        state.history.append(means | validation)
+
+    def _step(self, stage: Stage, batch: Tensor) -> Losses:
+        """Let every player whose turn it is learn from the batch."""
+        state, values = self.state, Losses()
+        rate = SCHEDULES[self.settings.schedule](state.stage_step / self._steps(state.stage))
+        for number, player in enumerate(stage.players):
+            if state.stage_step % player.every == 0:
+                optimiser = state.optimisers[number]
+                for group in optimiser.param_groups:
+                    group["lr"] = self.settings.learning_rate * player.learning_rate * rate
+                values = _joined(values, stage, number, self._learn(player, optimiser, batch))
+        state.step, state.stage_step = state.step + 1, state.stage_step + 1
+        # Early on the average must forget faster, or the initial weights stay in it for long.
+        decay = min(self.settings.average, state.stage_step / (state.stage_step + 10))
+        follow(state.average, state.model, decay)
+        return values
+
+    def _learn(self, player: Player, optimiser: torch.optim.Optimizer, batch: Tensor) -> Losses:
+        losses = player.loss(batch, self.state.noise)
         values = {name: loss.item() for name, loss in losses.items()}
         if not math.isfinite(values["loss"]):
-            raise ModelError(
-                f"training diverged at step {state.step}: the loss is {values['loss']}; "
-                f"try a learning rate below {settings.learning_rate:g}"
-            )
-        state.optimiser.zero_grad()
-        torch.autograd.backward(losses["loss"])
-        state.optimiser.step()
-        state.step += 1
-        _follow(state.average, state.model, min(settings.average, state.step / (state.step + 10)))
-        for name, value in values.items():
-            total[name] = total.get(name, 0.0) + value / len(batches)
-        bar.update()
-        if state.step % 20 == 0:
-            bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
-        if callback is not None:
-            callback(state.step, values)
-    return total
+            raise self._diverged(f"the loss is {values['loss']}")
+        parameters = player.parameters
+        gradients = torch.autograd.grad(losses["loss"], parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.settings.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        optimiser.step()
+        return values
+
+    def _diverged(self, what: str) -> ModelError:
+        return ModelError(
+            f"training diverged at step {self.state.step}: {what}; "
+            f"try a learning rate below {self.settings.learning_rate:g}"
+        )
+
+    def _validate(self, model: Trainable) -> Losses:
+        """Mean losses on held-out images, under the same random numbers every time."""
+        stage = model.stages()[self.state.stage]
+        noise = torch.Generator(self.device).manual_seed(self.settings.seed)
+        means = Losses()
+        for batch in self.images.batches("validation", _VALIDATING):
+            weight, values = len(batch) / self.images.count("validation"), Losses()
+            for number, player in enumerate(stage.players):
+                # Gradient penalties differentiate also here.
+                losses = {name: loss.item() for name, loss in player.loss(batch, noise).items()}
+                values = _joined(values, stage, number, losses)
+            for name, value in values.items():
+                means[name] = means.get(name, 0.0) + weight * value
+        return means
+
+    def end_epoch(self) -> None:
+        """Keep the best weights; go to the next stage if this one has ended."""
+        state, stage = self.state, self.stages[self.state.stage]
+        state.epoch += 1
+        watching = self.settings.patience is not None and stage.monitored
+        if watching:
+            loss = state.history[-1]["validation_loss"]
+            state.waited += 1
+            if loss < state.best_loss:
+                weights = state.average.state_dict()
+                state.best = {name: tensor.clone() for name, tensor in weights.items()}
+                state.best_loss, state.waited = loss, 0
+        out_of_patience = watching and state.waited >= (self.settings.patience or 0)
+        if state.epoch == self.epochs[state.stage] or out_of_patience:
+            self._end_stage()
+
+    def _end_stage(self) -> None:
+        """Go on from the averaged weights, or from the best of them."""
+        state = self.state
+        if state.best:
+            state.average.load_state_dict(state.best)
+        state.model.load_state_dict(state.average.state_dict())
+        state.best, state.best_loss, state.waited = {}, math.inf, 0
+        state.stage, state.epoch, state.stage_step = state.stage + 1, 0, 0
+        self._start_stage()
+
+    def describe(self) -> str:
+        """One line on the last epoch."""
+        losses = "  ".join(f"{name} {value:.5g}" for name, value in self.state.history[-1].items())
+        stage = self.stages[self.state.stage].name
+        return f"{stage} {self.state.epoch + 1}/{self.epochs[self.state.stage]}  {losses}"
+
+    def result(self) -> Trainable:
+        """Return the averaged generator with what is fitted after training."""
+        held_out = torch.cat([self.images.first("validation"), self.images.first("reserved")])
+        with torch.no_grad():
+            self.state.average.finish(self.images.first("training", _FINISHING), held_out)
+        return self.state.average
 
 
-def _schedule(fraction: float, warm_up: float = 0.05) -> float:
-    """Learning rate, relative to its peak, after a fraction of the steps."""
-    if fraction < warm_up:
-        return fraction / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (fraction - warm_up) / (1 - warm_up)))
+def _joined(values: Losses, stage: Stage, number: int, losses: Losses) -> Losses:
+    """Add what a player reports to what those before it did.
+
+    Several players' totals go by the names that each gives to its own, but for the first one's
+    where it tells how good the generator is.
+    """
+    keeps_total = len(stage.players) == 1 or (stage.monitored and number == 0)
+    reported = {name: value for name, value in losses.items() if name != "loss" or keeps_total}
+    twice = sorted(values.keys() & reported.keys())
+    if twice:
+        raise ModelError(
+            f"two players of the stage {stage.name!r} report {', '.join(twice)}; each needs names "
+            "of its own"
+        )
+    return values | reported
 
 
-@torch.no_grad()
-def _follow(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
-    """Move an average towards the model's weights; early on it must forget faster."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+def _share(total: int, shares: list[float]) -> list[int]:
+    """Divide epochs in proportion, at least one each."""
+    return [max(round(total * share / sum(shares)), 1) for share in shares]
 
 
-@torch.no_grad()
-def _validate(model: VAE, images: Tensor, settings: TrainingSettings) -> Losses:
-    """Mean losses under the same random numbers every time."""
-    rng = torch.Generator().manual_seed(settings.seed)
-    return {name: loss.item() for name, loss in model.loss(images, rng).items()}
+def _optimiser(player: Player, settings: TrainingSettings) -> torch.optim.Optimizer:
+    parameters = player.parameters
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=player.betas)
 
 
-def _progress_bar(total: int, initial: int, show: bool) -> Any:
+def _compute_in_bfloat16(model: torch.nn.Module) -> None:
+    """Let a generator's networks compute in bfloat16; losses stay in single precision."""
+
+    def mixed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        def run(*inputs: Tensor) -> Any:
+            with torch.autocast(kind, torch.bfloat16):
+                outputs = forward(*inputs)
+            single = isinstance(outputs, Tensor)
+            return outputs.float() if single else tuple(output.float() for output in outputs)
+
+        return run
+
+    kind = next(model.parameters()).device.type
+    for network in model.children():
+        network.forward = mixed(network.forward, kind)
+
+
+def _progress_bar(remaining: int, done: int, show: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=initial, disable=not show, unit="step", smoothing=0.05)
-
-
-def _describe(history: list[Losses], epochs: int) -> str:
-    losses = "  ".join(f"{name} {value:.5g}" for name, value in history[-1].items())
-    return f"epoch {len(history)}/{epochs}  {losses}"
-
-
-def _fingerprint(images: Tensor) -> dict[str, Any]:
-    return {"shape": list(images.shape), "crc32": zlib.crc32(images.contiguous().numpy().data)}
-
-
-def _checkpoint(state: _State, path: Path, identity: dict[str, Any]) -> None:
-    tensors = {"rng": state.rng.get_state()}
-    tensors |= {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in state.average.state_dict().items()}
-    for index, moments in state.optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": tensor for name, tensor in moments.items()}
-    header = {
-        "kind": "checkpoint",
-        "architecture": type(state.model).__name__,
-        "config": asdict(state.model.config),
-        "step": state.step,
-        "history": state.history,
-        **identity,
-    }
-    write_tensors(path, tensors, header)
-
-
-def _restore(state: _State, path: Path, identity: dict[str, Any]) -> None:
-    """Load a checkpoint into a state, if it belongs to the same training."""
-    if not path.exists():
-        raise FileNotFoundError(f"resume: no checkpoint at {path}")
-    tensors, header = read_tensors(path, "checkpoint")
-    wanted = identity | {"config": asdict(state.model.config)}
-    found = {"settings": header["settings"], "images": header["images"]}
-    found["config"] = asdict(build(header, path).config)
-    for part, value in wanted.items():
-        for name, expected in value.items():
-            if found[part].get(name) != expected:
-                raise OptionError(
-                    f"resume: {path} was started with {part} {name}={found[part].get(name)}, "
-                    f"now it is {expected}; resume with the same, or start anew"
-                )
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-
-    fill(state.model, under("model."), path)
-    fill(state.average, under("average."), path)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in under("adam.").items():
-        index, name = key.split(".")
-        moments.setdefault(int(index), {})[name] = tensor
-    groups = state.optimiser.state_dict()["param_groups"]
-    state.optimiser.load_state_dict({"state": moments, "param_groups": groups})
-    state.rng.set_state(tensors["rng"])
-    state.step, state.history = header["step"], header["history"]
+    total = done + remaining
+    return tqdm(total=total, initial=done, disable=not show, unit="step", smoothing=0.05)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bayesgen.errors import OptionError, unknown_option
-from bayesgen.models.files import load_generator
-from bayesgen.models.vae import VAE
+from bayesgen.models.files import Kind, Stored, load_generator
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -16,13 +16,13 @@ def names() -> list[str]:
 
     Examples
     --------
-    >>> names()
-    ['mnist-vae']
+    >>> [name for name in names() if name.startswith("mnist-vae")]
+    ['mnist-vae', 'mnist-vae-32', 'mnist-vae-8']
     """
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
 
-def load(name_or_path: str | Path) -> VAE:
+def load(name_or_path: str | Path, *, kinds: Sequence[Kind] = ()) -> Stored:
     """Load a generator, in evaluation mode and with frozen weights.
 
     Parameters
@@ -30,12 +30,15 @@ def load(name_or_path: str | Path) -> VAE:
     name_or_path
         The name of a shipped generator or the path of a file written by `save_generator` or by
         ``bayesgen train``.
+    kinds
+        Classes of your own that the file may hold a generator of.
 
     Returns
     -------
-    VAE
-        The generator, in single precision on the CPU; move it with ``G.to(...)``. Its attribute
-        ``card`` says on what and how it was trained and how good it is.
+    Trainable or LinearGenerator
+        The generator, of the class it was saved from, in single precision on the CPU; move it with
+        ``G.to(...)``. Its attribute ``card`` says on what and how it was trained and how good it
+        is.
 
     Raises
     ------
@@ -55,4 +58,4 @@ def load(name_or_path: str | Path) -> VAE:
     if not Path(name_or_path).is_file():
         problem = unknown_option("name_or_path", str(name_or_path), names())
         raise OptionError(f"{problem}, and there is no file of that name")
-    return load_generator(name_or_path)
+    return load_generator(name_or_path, kinds=kinds)
