@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bayesgen.errors import OptionError
 from bayesgen.models.autoencoding import run_decoder, run_encoder
+from bayesgen.models.calibration import fit_log_odds
 from bayesgen.models.networks import NetworkConfig, critic, decoder
 from bayesgen.models.settings import TrainingSettings
 from bayesgen.models.trainable import Player, Stage, Trainable
@@ -17,6 +18,8 @@ from bayesgen.types import check_count
 
 # Adversaries change all the time; momentum would follow where they were.
 _BETAS = (0.0, 0.99)
+# Images at a time after training.
+_CHUNK = 1000
 _ADVERSARIAL = TrainingSettings(batch_size=64, learning_rate=3e-4)
 # As published with the gradient penalty.
 _WGAN_BETAS = (0.0, 0.9)
@@ -47,13 +50,16 @@ class WGANConfig(NetworkConfig):
 
 
 class GAN(Trainable):
-    r"""Generative adversarial network with a discriminator that gives log odds.
+    r"""Generative adversarial network whose discriminator tells real from generated images.
 
     .. math:: \min_D E[\operatorname{softplus}(-D(x))] + E[\operatorname{softplus}(D(G(z)))]
         + \tfrac\gamma2 E\|\nabla D(x)\|^2, \qquad \min_G E[\operatorname{softplus}(-D(G(z)))]
 
-    At its best, :math:`D(x)` is the logarithm of the ratio of the densities of real and generated
-    images, which `discriminate` returns.
+    At its best and without penalty, :math:`D(x)` is the logarithm of the ratio of the densities of
+    real and generated images. The penalty, which the game needs to converge, makes it many times
+    flatter. After training its scale and offset are therefore fitted to images that were not
+    trained on, so that what `discriminate` returns are log odds: those of the best guess that this
+    discriminator allows, which is less than the ratio of the densities tells.
 
     Parameters
     ----------
@@ -95,6 +101,7 @@ class GAN(Trainable):
     """
 
     config: GANConfig
+    calibration: Tensor
     default_settings = _ADVERSARIAL
 
     def __init__(
@@ -111,10 +118,12 @@ class GAN(Trainable):
     ) -> None:
         sizes = (layout, width, blocks, channels)
         super().__init__(GANConfig(tuple(image_shape), latent_dim, *sizes, penalty), seed)
+        self.calibration.copy_(torch.tensor([1.0, 0.0]))
 
     def build(self) -> None:
         self.decoder = decoder(self.config)
         self.discriminator = critic(self.config)
+        self.register_buffer("calibration", torch.empty(2))
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode without checks; call the generator itself, ``G(z)``."""
@@ -129,7 +138,8 @@ class GAN(Trainable):
         torch.Size([5, 1])
         """
         self._check("x", x, self.image_shape)
-        return self._score(x)
+        scale, offset = self.calibration
+        return scale * self._score(x) + offset
 
     def discriminator_loss(self, x: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the cross entropy of real and generated images, and the gradient penalty.
@@ -174,6 +184,17 @@ class GAN(Trainable):
             Player((self.decoder,), self.generator_loss, betas=_BETAS),
         )
         return (Stage("game", players, monitored=False),)
+
+    def finish(self, images: Tensor, held_out: Tensor) -> None:
+        """Calibrate the discriminator, with as many generated images as were held out."""
+        rng = torch.Generator(held_out.device).manual_seed(0)
+        scores: dict[str, list[Tensor]] = {"real": [], "fake": []}
+        for real in torch.split(held_out, _CHUNK):
+            fake = self.decode(draw_latent(self, len(real), rng))
+            scores["real"].append(self._score(real))
+            scores["fake"].append(self._score(fake))
+        fitted = fit_log_odds(torch.cat(scores["real"]), torch.cat(scores["fake"]))
+        self.calibration.copy_(torch.tensor(fitted))
 
     def _score(self, x: Tensor) -> Tensor:
         return run_encoder(self.discriminator, x, self.image_shape).squeeze(-1)

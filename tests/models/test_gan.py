@@ -32,6 +32,7 @@ from bayesgen.models import (
     save_generator,
     train,
 )
+from bayesgen.models.calibration import fit_log_odds
 from bayesgen.models.gan import draw_latent
 from bayesgen.models.networks import Patches
 
@@ -282,6 +283,26 @@ def test_discriminator_and_generator_losses_by_hand(images: Tensor) -> None:
     assert torch.equal(generator["loss"], generator["generator"])
     # The saturating loss of the first half of the paper is another.
     assert abs(generator["loss"] - (1 - odds["fake"].sigmoid()).log().mean()) > 0.1
+
+
+def test_after_training_the_discriminator_gives_log_odds() -> None:
+    """The fit of scale and offset to calibrated odds of the same images changes nothing."""
+    G = gan(penalty=3.0)
+    rng = torch.Generator().manual_seed(1)
+    held_out = torch.rand(200, 4, 5, generator=rng, dtype=torch.float64)
+    fake = G(draw_latent(G, 200, seeded(0)))
+    before = G.discriminate(held_out)
+    assert fit_log_odds(before, G.discriminate(fake)) != pytest.approx((1.0, 0.0), abs=0.1)
+    with torch.no_grad():
+        G.finish(held_out, held_out)
+    assert fit_log_odds(G.discriminate(held_out), G.discriminate(fake)) == pytest.approx(
+        (1.0, 0.0), abs=1e-6
+    )
+    scale, offset = G.calibration
+    torch.testing.assert_close(G.discriminate(held_out), scale * before + offset)
+    # The losses of the game are those of the discriminator itself.
+    loss = G.generator_loss(held_out, seeded(0))["loss"]
+    torch.testing.assert_close(loss, nn.functional.softplus(-G._score(fake)).mean())
 
 
 def test_the_penalty_is_half_gamma_times_the_squared_norm(images: Tensor) -> None:

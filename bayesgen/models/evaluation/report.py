@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bayesgen.errors import ShapeError
 from bayesgen.models.base import Generator
+from bayesgen.models.calibration import fit_log_odds
 from bayesgen.models.evaluation.access import check_images, decode, prior_draws
 from bayesgen.models.evaluation.comparison import compare
 from bayesgen.models.evaluation.coverage import precision_recall
@@ -203,6 +205,8 @@ def evaluate(
     progress("samples against real images")
     _divergences(report, generated, real, other_real)
     _coverage(report, generated, real, other_real, seed)
+    if generator.can("discriminate"):
+        _discriminator(report, generator, generated, real)
     if reference is not None:
         _labels(report, generated, *reference)
     progress("smoothness")
@@ -283,6 +287,19 @@ def _coverage(
     size = support_size(generated, real)
     report.measures["support"] = _plain(size)
     report.add("samples", "different images drawn", str(size), "more than the training images")
+
+
+@torch.no_grad()
+def _discriminator(report: _Report, generator: Generator, generated: Tensor, real: Tensor) -> None:
+    """Whether log odds are right: refitted to these images they should have slope one."""
+    scores = {"real": generator.discriminate(real), "fake": generator.discriminate(generated)}
+    slope, offset = fit_log_odds(scores["real"], scores["fake"])
+    right = [(scores["real"] > 0).double().mean(), (scores["fake"] < 0).double().mean()]
+    accuracy = float(sum(right)) / 2
+    report.measures["discriminator"] = {"accuracy": accuracy, "slope": slope, "offset": offset}
+    report.add("samples", "its own discriminator's accuracy", f"{accuracy:.3f}", "0.5")
+    found = f"{slope:.3f}, {offset:.3f}"
+    report.add("samples", "calibration of its log odds: slope, offset", found, "1, 0")
 
 
 def _labels(report: _Report, generated: Tensor, images: Tensor, labels: Tensor) -> None:
