@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from torch import Tensor
@@ -37,6 +38,8 @@ def add_data(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
 def read_data(options: argparse.Namespace, split: str) -> Tensor:
     """Read the training or the test images that the words name.
 
+    Data that are not divided serve as either, with a word of warning for tests.
+
     Raises
     ------
     OptionError
@@ -45,6 +48,7 @@ def read_data(options: argparse.Namespace, split: str) -> Tensor:
         If there are no such images, or they cannot be used; see `bayesgen.datasets.read_images`.
     """
     from bayesgen import datasets
+    from bayesgen.datasets.images import is_divided
 
     name, limit = options.data, options.limit
     if limit is not None and limit < 1:
@@ -58,4 +62,7 @@ def read_data(options: argparse.Namespace, split: str) -> Tensor:
     if name.startswith(_GRADIENTS):
         digits = datasets.mnist(Path(name.removeprefix(_GRADIENTS)), split)[:limit]
         return datasets.multi_gradient_mnist(digits, seed=_SEEDS[split])
+    if split == "test" and Path(name).exists() and not is_divided(name):
+        print(f"{name}: not divided; none of it may have been trained on", file=sys.stderr)
+        split = "train"
     return datasets.read_images(Path(name), split=split, limit=limit, key=options.key)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from bayesgen.cli.data import add_data, read_data
+from bayesgen.errors import OptionError
 
 # Labelled images that tell the kinds of generated ones; more would not change the counts.
 _LABELLED = 10_000
@@ -37,7 +38,12 @@ def add_to(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from bayesgen.models import load
     from bayesgen.models.evaluation import evaluate
+    from bayesgen.models.evaluation.divergence import import_pot
 
+    # What takes minutes to find out otherwise.
+    import_pot()
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise OptionError(f"--out: expected a folder to write to, but {options.out} is a file")
     generator = load(options.name)
     images = read_data(options, "test")
 

@@ -182,14 +182,34 @@ def image_tensor(dataset: Dataset[Any], *, limit: int | None = None) -> Tensor:
     return stack_images(((name, _item(dataset[i], name)) for i, name in enumerate(names)), num)
 
 
+def is_divided(path: str | Path) -> bool:
+    """Whether there are images set apart for tests, so that ``split="test"`` can be read.
+
+    Examples
+    --------
+    >>> is_divided("faces.npy")
+    False
+    """
+    path = Path(path)
+    return path.is_dir() and (holds_mnist(path) or _test_part(path) is not None)
+
+
+def _test_part(folder: Path) -> str | None:
+    """Without a test part the images for validation are what was not trained on."""
+    parts = [part for part in _PARTS if (folder / part).is_dir()]
+    held_out = [part for part in parts if part != "train"]
+    if "train" not in parts or not held_out:
+        return None
+    return "test" if "test" in held_out else "val"
+
+
 def _from_folder(folder: Path, split: str, limit: int | None) -> Tensor:
     if holds_mnist(folder):
         path = mnist_file(folder, split)
         return as_images(read_idx(path).numpy(), str(path), limit)
-    parts = [part for part in _PARTS if (folder / part).is_dir()]
-    if "train" in parts and len(parts) > 1:
-        # Without a test part the images for validation are what was not trained on.
-        folder = folder / (split if split in parts else "val")
+    test_part = _test_part(folder)
+    if test_part is not None:
+        folder = folder / ("train" if split == "train" else test_part)
     else:
         _only_training(folder, split)
     files = list(islice(picture_files(folder), limit))

@@ -220,7 +220,7 @@ def sinkhorn_divergence(
 
 def transport_influences(x: Tensor, y: Tensor, *, max_iterations: int = 10**9) -> Influences:
     """See `earth_movers_distance`; the influence of an image is its dual potential."""
-    ot = _import_pot()
+    ot = import_pot()
     cost = squared_distances(x, y).cpu().numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the log says the same, and is turned into an error
@@ -234,7 +234,7 @@ def transport_influences(x: Tensor, y: Tensor, *, max_iterations: int = 10**9) -
     return Influences(float(value), u, v)
 
 
-def _import_pot() -> Any:
+def import_pot() -> Any:
     """The module ``ot``, without the other array libraries that it would import with it."""
     names = [f"POT_BACKEND_DISABLE_{library}" for library in ("JAX", "TENSORFLOW", "CUPY")]
     before = {name: os.environ.get(name) for name in names}
