@@ -179,10 +179,14 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+# What may be changed to get past the step at which a training diverged.
+_FREE = {"learning_rate", "gradient_clip"}
+
+
 def _compare(wanted: Mapping[str, Any], found: Mapping[str, Any], path: Path) -> None:
     for part, values in wanted.items():
         for name, expected in values.items():
-            if found[part][name] != expected:
+            if found[part][name] != expected and name not in _FREE:
                 raise OptionError(
                     f"resume: {path} was started with {part} {name}={found[part][name]}, "
                     f"now it is {expected}; resume with the same, or start anew"

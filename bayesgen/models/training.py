@@ -69,7 +69,8 @@ def train(
         left for the caller to delete.
     resume
         Continue from ``checkpoint`` instead of starting anew, with the same model, images and
-        settings. Resuming a training that had come to its end returns its result.
+        settings; only ``learning_rate`` and ``gradient_clip`` may be others, to get past a
+        divergence. Resuming a training that had come to its end returns its result.
     progress
         Show a progress bar.
     each_step
@@ -268,8 +269,9 @@ class _Run:
 
     def _diverged(self, what: str) -> ModelError:
         return ModelError(
-            f"training diverged at step {self.state.step}: {what}; "
-            f"try a learning rate below {self.settings.learning_rate:g}"
+            f"training diverged at step {self.state.step}: {what}; resume from the checkpoint, "
+            "which holds the last good state, or start anew, with a gradient_clip or a learning "
+            f"rate below {self.settings.learning_rate:g}"
         )
 
     def _validate(self, model: Trainable) -> Losses:

@@ -741,6 +741,43 @@ def test_divergence_stops_and_keeps_the_last_good_state(how: str, tmp_path: Path
     assert len(history) == 6 and trained.weights()[0] == pytest.approx(-0.6, abs=1e-6)
 
 
+def test_a_smaller_step_leads_past_a_divergence(tmp_path: Path) -> None:
+    class Cliff(Toy):
+        """Only steps of at most a twentieth get past the cliff at -0.25."""
+
+        last: ClassVar[float] = 0.0
+
+        def loss(self, x: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+            weight = self.one.weight.sum()
+            if self.training:
+                length = Cliff.last - weight.item()
+                Cliff.last = weight.item()
+                if weight < -0.25 and length > 0.06:
+                    return {"loss": weight * math.nan}
+            return {"loss": weight}
+
+        def stages(self) -> tuple[Stage, ...]:
+            return one_stage(Player((self.one,), self.loss))
+
+    checkpoint = tmp_path / "state"
+
+    def run(**changes: Any) -> float:
+        settings = dataclasses.replace(ONE_STEP, **changes)
+        resume = checkpoint.exists()
+        model = train(
+            Cliff(), toy_images(), settings, checkpoint=checkpoint, resume=resume, progress=False
+        )[0]
+        return model.weights()[0]
+
+    with pytest.raises(ModelError, match="resume from the checkpoint"):
+        run()
+    Cliff.last = -0.27  # the step that failed is not made again
+    with pytest.raises(OptionError, match="was started with settings batch_size=100"):
+        run(batch_size=50)
+    # Three steps of a tenth were made and kept, then three smaller ones.
+    assert run(learning_rate=0.05) == pytest.approx(-0.3 - 3 * 0.05, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
