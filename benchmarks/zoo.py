@@ -182,7 +182,7 @@ def compare(names: Sequence[str]) -> None:
 
 
 def picture(names: Sequence[str]) -> None:
-    """Samples of every generator, and what it makes of images it was not trained on."""
+    """Draw samples of every generator."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 0.9 * len(names)), layout="constrained")
@@ -201,7 +201,13 @@ it means blur. Energy, Sinkhorn: debiased divergences less those of other images
 Precision and recall: share of samples among images, and of images among samples. Classifier: how
 often one tells samples from images; 0.5 is best. Latent: energy distance of encodings from the
 prior, 0 to 1. Lipschitz: median largest singular value of the Jacobian. Labels: largest factor
-between frequencies of digits among samples and in the data. CPU s: of training.
+between frequencies of digits among samples and in the data. CPU s: of training, beside other jobs.
+
+On digits, by the earth mover's distance, the VAE of eight dimensions is nearer than the autoencoder
+and the Wasserstein GAN; by the debiased transport it is level with the latter; by the energy
+distance the GANs, whose samples are sharp, are nearer. On shapes the VAE is nearest by both
+debiased divergences, the autoencoder by the plain distance. At full temperature the small flow
+leaves [0, 1] far behind for one or two draws in a hundred.
 
 """
 
