@@ -44,13 +44,9 @@ RECIPES = {
     "mnist-vae-32": f"vae --data mnist --latent 32 {_SMALL} --channels 16 --noise-level 0.06 "
     "--epochs 24",
     "mnist-wgan-8": f"wgan --data mnist --latent 8 {_SMALL} --channels 16 --epochs 24",
-    "multi-gradient-gan": f"gan --data multi-gradient:mnist --latent 20 {_SMALL} --channels 16 "
-    "--epochs 12",
     "multi-gradient-vae": f"vae --data multi-gradient:mnist --latent 20 {_SMALL} --channels 16 "
     "--noise-level 0.04 --epochs 16",
     "shapes-ae-10": f"ae --data shapes --latent 10 {_SMALL} --channels 8 --epochs 16",
-    "shapes-structured-vae": f"structured-vae --data shapes --latent 10 {_SMALL} --channels 8 "
-    "--noise-level 0.03 --epochs 24",
     "shapes-vae-10": f"vae --data shapes --latent 10 {_SMALL} --channels 8 --noise-level 0.03 "
     "--epochs 20",
     "shapes-wgan-10": f"wgan --data shapes --latent 10 {_SMALL} --channels 8 --epochs 14",

@@ -391,8 +391,22 @@ def _likelihood(report: _Report, generator: Generator, images: Tensor, seed: int
         report.add("samples", "whitened residuals: width", f"{white.std:.3f}", "1")
         value = f"{near:.3f}, before {before:.3f}"
         report.add("samples", "whitened residuals: correlation of neighbours", value, "0")
+        measures["drawn_spread"] = _drawn_spread(generator, images, seed)
+        value = f"{measures['drawn_spread']:.3g}"
+        report.add("samples", "width of drawn residuals over that of residuals", value, "1")
     if measures:
         report.measures["likelihood"] = measures
+
+
+@torch.no_grad()
+def _drawn_spread(generator: StructuredVAE, images: Tensor, seed: int) -> float:
+    """Far above one if draws explode, as they can where flat images leave weights undetermined."""
+    z = generator.encode(images)
+    rng = torch.Generator(images.device).manual_seed(seed)
+    noise = torch.randn(images.shape, generator=rng, dtype=images.dtype, device=images.device)
+    drawn = generator.residual_prior(z).colour(noise)
+    residuals = images - generator(z)
+    return (drawn.square().mean() / residuals.square().mean()).sqrt().item()
 
 
 def _plain(value: Any) -> Any:

@@ -56,6 +56,9 @@ def test_every_kind_gets_a_report(kind: str, images: Tensor, tmp_path: Path) -> 
     assert all(path.stat().st_size > 0 for path in written)
     numbers = json.loads((tmp_path / "report" / "evaluation.json").read_text())
     assert numbers == json.loads(json.dumps(found.measures))
+    assert any("drawn residuals" in row.name for row in found.rows) == (
+        isinstance(generator, StructuredVAE)
+    )
     likelihood = {"glow", "vae", "structured", "diagonal"}
     assert ("likelihood" in numbers) == (kind in likelihood)
 
