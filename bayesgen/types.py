@@ -74,7 +74,9 @@ def check_positive(name: str, value: float | None, *, allow_none: bool = False) 
         raise OptionError(f"{name}: got {value!r}; expected a positive finite number")
 
 
-def check_count(name: str, value: int, *, minimum: int = 1) -> None:
-    """Refuse a count that is not an integer of at least ``minimum``."""
+def check_count(name: str, value: int, *, minimum: int = 1, maximum: int | None = None) -> None:
+    """Refuse a count that is not an integer of at least ``minimum``, and at most ``maximum``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise OptionError(f"{name}: got {value!r}; expected an integer of at least {minimum}")
+    if maximum is not None and value > maximum:
+        raise OptionError(f"{name}: got {value}; expected at most {maximum}")

@@ -6,28 +6,35 @@
 The first trains generators by the commands below, minutes to a quarter of an hour each on one CPU
 core, and writes them to a folder. The second evaluates shipped generators on images they were not
 trained on: tables and numbers go to benchmarks/results/zoo, pictures to out/zoo/NAME, the main
-figures to the model cards and to the comparison, benchmarks/results/zoo.md, with a picture,
-docs/images/zoo.png.
+figures to the model cards and to the comparison, benchmarks/results/zoo.md, with pictures in
+docs/images.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import torch
+from matplotlib.figure import Figure
 from report import RESULTS, table, write
+from torch import Tensor
 
 import bayesgen as bg
 from bayesgen import cli
-from bayesgen.models.evaluation import Evaluation, evaluate
+from bayesgen.models import StructuredVAE
+from bayesgen.models.evaluation import Evaluation, evaluate, interpolation, nearest_latent
 from bayesgen.models.evaluation.access import decode, prior_draws
 from bayesgen.models.files import save_generator
-from bayesgen.models.plot import plot_images
+from bayesgen.models.plot import plot_covariance, plot_images
 
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 WEIGHTS = Path(bg.models.__file__).parent / "weights"
 
 _SMALL = "--layout convolution --width 160 --blocks 2"
@@ -35,21 +42,26 @@ _SMALL = "--layout convolution --width 160 --blocks 2"
 RECIPES = {
     "mnist-ae-8": f"ae --data mnist --latent 8 {_SMALL} --channels 16 --epochs 16",
     "mnist-gan-16": f"gan --data mnist --latent 16 {_SMALL} --channels 16 --epochs 12",
-    "mnist-glow": "glow --data mnist --epochs 5",
+    "mnist-glow": "glow --data mnist --epochs 10",
     "mnist-structured-vae": f"structured-vae --data mnist --latent 16 {_SMALL} --channels 16 "
-    "--noise-level 0.08 --epochs 40",
+    "--noise-level 0.08 --epochs 40 --patience 4",
     "mnist-vae": "vae --data mnist --latent 16",
     "mnist-vae-8": f"vae --data mnist --latent 8 {_SMALL} --channels 16 --noise-level 0.12 "
     "--epochs 20",
     "mnist-vae-32": f"vae --data mnist --latent 32 {_SMALL} --channels 16 --noise-level 0.06 "
     "--epochs 24",
     "mnist-wgan-8": f"wgan --data mnist --latent 8 {_SMALL} --channels 16 --epochs 24",
+    "multi-gradient-gan": f"gan --data multi-gradient:mnist --latent 20 {_SMALL} --channels 16 "
+    "--epochs 30 --learning-rate 1e-3",
     "multi-gradient-vae": f"vae --data multi-gradient:mnist --latent 20 {_SMALL} --channels 16 "
     "--noise-level 0.04 --epochs 16",
     "shapes-ae-10": f"ae --data shapes --latent 10 {_SMALL} --channels 8 --epochs 16",
+    "shapes-structured-vae": f"structured-vae --data shapes --latent 10 {_SMALL} --channels 8 "
+    "--noise-level 0.03 --noise-floor 0.003 --epochs 24 --patience 4",
     "shapes-vae-10": f"vae --data shapes --latent 10 {_SMALL} --channels 8 --noise-level 0.03 "
     "--epochs 20",
-    "shapes-wgan-10": f"wgan --data shapes --latent 10 {_SMALL} --channels 8 --epochs 14",
+    "shapes-wgan-10": f"wgan --data shapes --latent 10 {_SMALL} --channels 8 --epochs 40 "
+    "--learning-rate 6e-4",
 }
 
 _MNIST = {
@@ -77,8 +89,9 @@ def source(name: str) -> dict[str, str]:
 def train(name: str, mnist: Path, out: Path) -> None:
     """Train one generator by its recipe."""
     out.mkdir(parents=True, exist_ok=True)
-    # Recipes say "mnist" for the folder with the data, so that cards name no place of ours.
-    words = [word.replace("mnist", str(mnist)) for word in RECIPES[name].split()]
+    # Recipes say "mnist" for the folder with the data, so that cards name no place of ours. It is a
+    # word by itself or what follows a colon, not part of another word such as a layout's name.
+    words = [re.sub("(?<![^:])mnist$", lambda _: str(mnist), w) for w in RECIPES[name].split()]
     with tempfile.TemporaryDirectory() as folder:
         card = Path(folder) / "card.json"
         card.write_text(json.dumps(source(name)))
@@ -91,20 +104,24 @@ def train(name: str, mnist: Path, out: Path) -> None:
     save_generator(generator, weights, card=card_now, half=True)
 
 
+def test_images(name: str, mnist: Path) -> Tensor:
+    """Images like those that the generator was trained on."""
+    if name.startswith("shapes"):
+        return bg.datasets.shapes(5000, seed=1)
+    digits = bg.datasets.mnist(mnist, "test")
+    if name.startswith("multi"):
+        return bg.datasets.multi_gradient_mnist(digits, seed=1)
+    return digits
+
+
 def assess(name: str, mnist: Path) -> Evaluation:
     """Evaluate one shipped generator, write the report, and put the main figures on its card."""
     generator = bg.models.load(name)
-    digits = bg.datasets.mnist(mnist, "test")
     reference = None
-    if name.startswith("shapes"):
-        images = bg.datasets.shapes(5000, seed=1)
-    elif name.startswith("multi"):
-        images = bg.datasets.multi_gradient_mnist(digits, seed=1)
-    else:
-        images = digits
+    if name.startswith("mnist"):
         labelled = bg.datasets.mnist(mnist, "train")[:10_000]
         reference = labelled, bg.datasets.mnist_labels(mnist, "train")[:10_000]
-    found = evaluate(generator, images, reference=reference)
+    found = evaluate(generator, test_images(name, mnist), reference=reference)
     found.save(Path("out") / "zoo" / name)
     folder = RESULTS / "zoo"
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,21 +190,51 @@ def compare(names: Sequence[str]) -> None:
         values = [figures.get(column, "") for column in columns]
         rows.append([name, generator.latent_dim, f"{size:.2f}", seconds["cpu"], *values])
     header = ["generator", "latent", "MiB", "CPU s", *columns.values()]
-    picture(names)
     write("zoo", "The shipped generators", _LEGEND + table(header, rows), {"generators": entries})
 
 
-def picture(names: Sequence[str]) -> None:
-    """Draw samples of every generator."""
-    from matplotlib.figure import Figure
+def pictures(names: Sequence[str], mnist: Path) -> None:
+    """Draw samples, reconstructions and interpolations of every generator, and covariances."""
+    rows: dict[str, list[tuple[str, Tensor]]] = {"samples": [], "nearest": [], "between": []}
+    for name in names:
+        generator, images = bg.models.load(name), test_images(name, mnist)
+        rows["samples"].append((name, decode(generator, prior_draws(generator, 20, seed=0))))
+        nearest = nearest_latent(generator, images[:10]).images
+        pairs = torch.stack([images[:10], nearest], 1).flatten(0, 1)
+        rows["nearest"].append((f"{name}: image and nearest", pairs))
+        grid = interpolation(generator, images[:3])
+        path = torch.cat([grid[:, 0].flip(0), grid[0]])
+        rows["between"].append((f"{name}: from one image by a second to a third", path))
+    for kind, shown in rows.items():
+        figure = Figure(figsize=(14, 0.9 * len(shown)), layout="constrained")
+        for ax, (title, images) in zip(figure.subplots(len(shown), 1), shown, strict=True):
+            plot_images(images, columns=20, ax=ax)
+            ax.set_title(title, fontsize=9, loc="left")
+        figure.savefig(IMAGES / f"zoo_{kind}.png", dpi=80)
+    covariances([name for name in names if "structured" in name], mnist)
 
-    figure = Figure(figsize=(14, 0.9 * len(names)), layout="constrained")
-    for ax, name in zip(figure.subplots(len(names), 1), names, strict=True):
-        generator = bg.models.load(name)
-        samples = decode(generator, prior_draws(generator, 20, seed=0))
-        plot_images(samples, columns=20, ax=ax)
-        ax.set_title(f"{name}: samples", fontsize=9, loc="left")
-    figure.savefig(Path(__file__).parents[1] / "docs" / "images" / "zoo.png", dpi=90)
+
+def covariances(names: Sequence[str], mnist: Path) -> None:
+    """Draw correlations of residuals around pixels, and residuals from the law beside real ones."""
+    figure: Any = Figure(figsize=(14, 5 * len(names)), layout="constrained")
+    for panel, name in zip(np.atleast_1d(figure.subfigures(len(names), 1)), names, strict=True):
+        generator = cast(StructuredVAE, bg.models.load(name))
+        images = test_images(name, mnist)[:4]
+        z = generator.encode(images)
+        law = generator.conditional(z)
+        rng = torch.Generator().manual_seed(0)
+        drawn = law.colour(torch.randn(images.shape, generator=rng))
+        size = generator.image_shape[0]
+        axes = panel.subplots(2, 4)
+        for i in range(4):
+            triple = torch.stack([images[i], law.mean[i], drawn[i]])
+            title = "image, mean, a draw" if i else f"{name}: image, mean, a draw"
+            plot_images(triple, columns=3, ax=axes[0, i], title=title)
+            # Where this residual is largest, away from the edge.
+            inner = (images[i] - law.mean[i]).abs()[4 : size - 4, 4 : size - 4]
+            row, column = divmod(int(inner.argmax()), size - 8)
+            plot_covariance(generator, z[i], (row + 4, column + 4), ax=axes[1, i])
+    figure.savefig(IMAGES / "structured_covariance.png", dpi=80)
 
 
 _LEGEND = """Measured by `python benchmarks/zoo.py evaluate` on images that were not trained on.
@@ -225,7 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.action == "evaluate":
             print(f"{name}\n{assess(name, options.mnist)}\n", flush=True)
     if options.action != "train":
-        compare([name for name in RECIPES if name in bg.models.names()])
+        shipped = [name for name in RECIPES if name in bg.models.names()]
+        compare(shipped)
+        pictures(shipped, options.mnist)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def add_to(commands: Any) -> None:
         "evaluate",
         help="measure whether a generator is fit to be a prior",
         description="Measure whether a generator is fit to be a prior for inverse problems, on "
-        "images that it was not trained on: a table, all numbers as JSON, and pictures.",
+        "images that it was not trained on: a table, a verdict, all numbers as JSON, and pictures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("name", help="a shipped generator, or a file written by bayesgen train")

@@ -55,7 +55,7 @@ _HELP = {
     "critic_steps": "steps of the critic for each of the generator",
     "covariance": "of the residuals: structured, diagonal or identity",
     "radius": "rows and columns between pixels that are tied",
-    "ridge": "penalty on the weights of neighbours",
+    "noise_floor": "least standard deviation of a pixel given its neighbours",
     "joint": "fine-tune means and covariance together",
     "levels": "resolutions",
     "steps": "steps of flow at each resolution",

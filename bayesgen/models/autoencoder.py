@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DataError
+from bayesgen.errors import DataError, OptionError
 from bayesgen.models.autoencoding import (
     encode_all,
     pixelwise,
@@ -147,6 +147,31 @@ class AE(Trainable):
     def stages(self) -> tuple[Stage, ...]:
         """One stage: everything learns from `loss`."""
         return (Stage("squared error", (Player((self,), self.loss),)),)
+
+    def require_images(self, num: int) -> None:
+        """Refuse a number of training images that no mixture can be fitted to.
+
+        Parameters
+        ----------
+        num
+            How many images `finish` will be given.
+
+        Raises
+        ------
+        OptionError
+            If they are fewer than components, or do not span the latent space.
+
+        Examples
+        --------
+        >>> AE((8, 8), latent_dim=2, components=3).require_images(3)
+        """
+        needed = max(self.config.components, self.latent_dim + 1)
+        if self.config.components > 1 and num < needed:
+            raise OptionError(
+                f"components: {self.config.components} in {self.latent_dim} latent dimensions are "
+                f"fitted to at least {needed} training images, but there are {num}, without those "
+                "held out; take fewer components or more images"
+            )
 
     def finish(self, images: Tensor, held_out: Tensor) -> None:
         """Standardise the latent coordinates, fit the prior, measure the residuals.

@@ -60,9 +60,12 @@ def standardise(
     r"""Change latent coordinates so that encoded images have mean zero and unit covariance.
 
     Training at best pulls the encoded images towards the prior. What remains of mean :math:`m` and
-    covariance :math:`S^2` is removed exactly: :math:`G(m + S z)`, folded into the first layer of
-    the decoders and the last of the encoder, has the same images and a better prior. Networks that
-    do not begin or end with a linear layer, as some of the papers', stay as they are.
+    covariance :math:`S^2` is folded into the first layer of the decoders, :math:`G(m + S z)`, and
+    the last of the encoder, so that the generator has the same images and a better prior. For
+    decoders and the encoder's means the change is exact. An encoder's distributions stay diagonal,
+    with standard deviations divided by the diagonal of S: exact only where S is diagonal, otherwise
+    near, and then so is the unit covariance. Networks that do not begin or end with a linear layer,
+    as some of the papers', stay as they are.
 
     Parameters
     ----------
@@ -95,5 +98,5 @@ def standardise(
         rows = parameter[:latent_dim]
         rows.copy_(torch.linalg.solve(scale, rows))
     if variance is not None:
-        # The encoder's distribution stays diagonal, which is exact if the scale is.
+        # The encoder's distribution stays diagonal, which is exact only if the scale is.
         last.bias[latent_dim:] -= scale.diagonal().log()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import FileFormatError, OptionError
-from bayesgen.models.files import fill, read_tensors, write_tensors
+from bayesgen.models.files import check_weights, fill, read_tensors, write_tensors
+from bayesgen.models.settings import stream_seed
 from bayesgen.models.trainable import Trainable
 
 Losses = dict[str, float]
@@ -71,8 +73,9 @@ def start(model: Trainable, seed: int) -> State:
     model = copy.deepcopy(model).train().requires_grad_(True)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     device = next(model.parameters()).device
-    noise = torch.Generator(device).manual_seed(seed + 1)
-    return State(model, average, torch.Generator().manual_seed(seed), noise)
+    order = torch.Generator().manual_seed(stream_seed(seed, "order"))
+    noise = torch.Generator(device).manual_seed(stream_seed(seed, "noise"))
+    return State(model, average, order, noise)
 
 
 @torch.no_grad()
@@ -150,27 +153,131 @@ def restore(state: State, path: Path, identity: Mapping[str, Any]) -> dict[str, 
     tensors, header = read_tensors(path, "checkpoint")
     try:
         _compare(identity, header["identity"], path)
-        fill(state.model, _under(tensors, "model."), path)
-        fill(state.average, _under(tensors, "average."), path)
-        state.best = _under(tensors, "best.")
-        state.order.set_state(tensors["order"])
-        state.noise.set_state(tensors["noise"])
-        for name in _COUNTERS:
-            setattr(state, name, header["counters"][name])
+        counters = {name: header["counters"][name] for name in _COUNTERS}
+        sources = {name: tensors[name] for name in ("order", "noise")}
     except (KeyError, TypeError) as error:
-        raise FileFormatError(f"{path}: a checkpoint of another version of bayesgen") from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else "its header is no object"
+        raise FileFormatError(
+            f"{path}: a checkpoint of another version of bayesgen, or damaged: {what}"
+        ) from error
+    _check_counters(counters, path)
+    for name, value in counters.items():
+        setattr(state, name, value)
+    fill(state.model, _under(tensors, "model."), path, "model.")
+    fill(state.average, _under(tensors, "average."), path, "average.")
+    state.best = _under(tensors, "best.")
+    if state.best or state.best_loss < math.inf:
+        check_weights(state.average.state_dict(), state.best, path, "best.")
+    for name, source in sources.items():
+        _set_source(getattr(state, name), source, path, name)
     return _under(tensors, "adam.")
 
 
+def _check_counters(counters: Mapping[str, Any], path: Path) -> None:
+    """Refuse counters that are not of their types."""
+    for name, value in counters.items():
+        if name == "history":
+            fits = isinstance(value, list) and all(map(_are_losses, value))
+        elif name == "best_loss":
+            fits = isinstance(value, int | float)
+        else:
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not fits:
+            raise FileFormatError(f"{path}: damaged, for {name} cannot be {value!r}")
+
+
+def _are_losses(losses: Any) -> bool:
+    numbers = losses.values() if isinstance(losses, dict) else [None]
+    return all(isinstance(number, int | float) for number in numbers)
+
+
+def _set_source(source: torch.Generator, state: Tensor, path: Path, name: str) -> None:
+    """Give a source of random numbers its state."""
+    try:
+        source.set_state(state)
+    except (RuntimeError, TypeError) as error:
+        wanted = source.get_state()
+        raise FileFormatError(
+            f"{path}: {name} should be the state of a source of random numbers, {len(wanted)} "
+            f"bytes, found {tuple(state.shape)} of {state.dtype} that are none ({error})"
+        ) from error
+
+
+def check_progress(state: State, path: Path, epochs: Sequence[int], steps: Sequence[int]) -> None:
+    """Refuse counters that no training has after an epoch; with some it would never end.
+
+    Parameters
+    ----------
+    state
+        What `restore` filled.
+    path
+        From where.
+    epochs, steps
+        How many each stage has, if it does not stop early.
+
+    Raises
+    ------
+    FileFormatError
+        If the counters contradict each other or the numbers of epochs and steps.
+    """
+    # After the last stage there is none that could have begun.
+    stages = [(most, all_steps // most) for most, all_steps in zip(epochs, steps, strict=True)]
+    most, each = (*stages, (1, 0))[state.stage] if state.stage <= len(stages) else (0, 0)
+    if (
+        state.epoch >= most
+        or state.stage_step != state.epoch * each
+        or state.step < state.stage_step
+        or len(state.history) < state.stage + state.epoch
+    ):
+        raise FileFormatError(
+            f"{path}: damaged, for no training ever has these counters: stage={state.stage}, "
+            f"epoch={state.epoch}, stage_step={state.stage_step}, step={state.step}, losses of "
+            f"{len(state.history)} epochs"
+        )
+
+
 def restore_optimisers(
-    optimisers: Sequence[torch.optim.Optimizer], moments: Mapping[str, Tensor]
+    optimisers: Sequence[torch.optim.Optimizer],
+    moments: Mapping[str, Tensor],
+    path: Path,
+    *,
+    begun: bool,
 ) -> None:
-    """Give optimisers the moments that `restore` returned."""
+    """Give optimisers the moments that `restore` returned.
+
+    Parameters
+    ----------
+    optimisers
+        One for each player of the stage.
+    moments
+        Those of all of them.
+    path
+        Where they are from.
+    begun
+        Whether steps of the stage were made, after which every optimiser has moments.
+
+    Raises
+    ------
+    FileFormatError
+        If moments are missing or do not fit the weights.
+    """
+    wanted: dict[str, Tensor] = {}
+    places = {key.rpartition(".")[0] for key in moments}
+    for player, optimiser in enumerate(optimisers):
+        if begun and not _under(moments, f"{player}."):
+            raise FileFormatError(f"{path}: damaged, for adam.{player} is missing")
+        weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+        for index, weight in enumerate(weights):
+            # Weights that have never had a gradient have no moments.
+            if f"{player}.{index}" in places:
+                own = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+                wanted |= {f"{player}.{index}.{name}": like for name, like in own.items()}
+    check_weights(wanted, moments, path, "adam.")
     for player, optimiser in enumerate(optimisers):
         found: dict[int, dict[str, Tensor]] = {}
         for key, tensor in _under(moments, f"{player}.").items():
-            index, name = key.split(".")
-            found.setdefault(int(index), {})[name] = tensor
+            place, name = key.split(".")
+            found.setdefault(int(place), {})[name] = tensor
         groups = optimiser.state_dict()["param_groups"]
         optimiser.load_state_dict({"state": found, "param_groups": groups})
 

@@ -26,7 +26,7 @@ from bayesgen.models.glow import Glow
 from bayesgen.models.linear import LinearGenerator
 from bayesgen.models.real_nvp import RealNVP
 from bayesgen.models.structured_vae import StructuredVAE
-from bayesgen.models.trainable import Trainable
+from bayesgen.models.trainable import Trainable, without_memory
 from bayesgen.models.vae import VAE
 
 Stored: TypeAlias = Trainable | LinearGenerator
@@ -34,6 +34,8 @@ Kind: TypeAlias = type[Trainable] | type[LinearGenerator]
 
 _KEY = "bayesgen"
 _KINDS: tuple[Kind, ...] = (AE, GAN, Glow, LinearGenerator, RealNVP, StructuredVAE, VAE, WGAN)
+# What files hold beside integers; half precision is for small files.
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -73,7 +75,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     try:
         header = json.loads(metadata[_KEY])
         found = header["kind"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: a safetensors file, but not from bayesgen") from error
     if found != kind:
         raise FileFormatError(f"{path}: expected a {kind}, found a {found}")
@@ -161,41 +163,100 @@ def load_generator(path: str | Path, *, kinds: Sequence[Kind] = ()) -> Stored:
     FileNotFoundError
         If there is no such file.
     FileFormatError
-        If the file is damaged, of an unknown architecture, or its weights do not fit it.
+        If the file is damaged, of an unknown architecture, or its weights do not fit it. For the
+        classes of bayesgen that is found before memory is taken for what the header promises.
     """
     path = Path(path)
     weights, header = read_tensors(path, "generator")
-    generator = _build(header, path, {kind.__name__: kind for kind in (*_KINDS, *kinds)})
-    fill(generator, weights, path)
-    generator.card = header.get("card", {})
+    card = header.get("card", {})
+    if not isinstance(card, dict):
+        raise FileFormatError(
+            f"{path}: the model card should be a JSON object, found a {type(card).__name__}"
+        )
+    generator = _build(header, weights, path, {kind.__name__: kind for kind in (*_KINDS, *kinds)})
+    generator.card = card
     return generator.eval().requires_grad_(False)
 
 
-def _build(header: Mapping[str, Any], path: Path, kinds: Mapping[str, Kind]) -> Stored:
-    """Make the generator that a header describes, with weights still to be filled in."""
+def _build(
+    header: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path, kinds: Mapping[str, Kind]
+) -> Stored:
+    """Make the generator that a header describes, once it is clear that the weights fit it."""
     name, config = header.get("architecture"), header.get("config", {})
     if not isinstance(name, str) or name not in kinds:
         raise FileFormatError(
             f"{path}: unknown architecture {name!r}; expected one of {', '.join(kinds)}, or give "
             "the class: load(path, kinds=[...])"
         )
+    kind = kinds[name]
     try:
-        return kinds[name](**config)
+        if kind not in _KINDS:
+            generator = kind(**config)
+            fill(generator, weights, path)
+            return generator
+        # Ours have no memory before it is known that the weights fit.
+        with without_memory():
+            generator = kind(**config)
+    except FileFormatError:
+        raise
     # Sizes beyond all memory are RuntimeErrors.
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
         raise FileFormatError(f"{path}: {name} cannot have the settings {config}") from error
+    check_weights(generator.state_dict(), weights, path)
+    _adopt(generator, weights)
+    return generator
 
 
-def fill(generator: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def _adopt(sketch: Stored, weights: Mapping[str, Tensor]) -> None:
+    """Give a generator without memory the weights of a file."""
+    wanted = sketch.state_dict()
+    # Copies: what was read may be the file itself, which somebody may change.
+    own = {name: tensor.to(wanted[name].dtype, copy=True) for name, tensor in weights.items()}
+    sketch.load_state_dict(own, assign=True)
+
+
+def fill(
+    generator: torch.nn.Module, weights: Mapping[str, Tensor], path: Path, part: str = ""
+) -> None:
     """Copy weights into a generator after checking that every one is there and fits."""
-    wanted = generator.state_dict()
-    for name in sorted(wanted.keys() | weights.keys()):
-        here = tuple(weights[name].shape) if name in weights else "nothing"
+    check_weights(generator.state_dict(), weights, path, part)
+    generator.load_state_dict(dict(weights))
+
+
+def check_weights(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path, part: str = ""
+) -> None:
+    """Refuse tensors of other names, shapes or types than wanted, or with NaN or infinity.
+
+    Parameters
+    ----------
+    wanted
+        Tensors like those that are expected; their values do not matter.
+    found
+        What was read.
+    path
+        From where.
+    part
+        What the names begin with in the file.
+
+    Raises
+    ------
+    FileFormatError
+        That names the first tensor that is wrong.
+    """
+    for name in sorted(wanted.keys() | found.keys()):
+        here = tuple(found[name].shape) if name in found else "nothing"
         there = tuple(wanted[name].shape) if name in wanted else "nothing"
         if here != there:
             raise FileFormatError(
-                f"{path}: weights of another architecture: {name} should be {there}, found {here}"
+                f"{path}: weights of another architecture: {part}{name} should be {there}, found "
+                f"{here}"
             )
-        if not weights[name].isfinite().all():
-            raise FileFormatError(f"{path}: weight {name} holds NaN or infinity")
-    generator.load_state_dict(dict(weights))
+    for name, tensor in found.items():
+        dtype = wanted[name].dtype
+        if tensor.dtype not in (_FLOATING if dtype.is_floating_point else (dtype,)):
+            raise FileFormatError(
+                f"{path}: {part}{name} should hold numbers like {dtype}, found {tensor.dtype}"
+            )
+        if not tensor.isfinite().all():
+            raise FileFormatError(f"{path}: weight {part}{name} holds NaN or infinity")

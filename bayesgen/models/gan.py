@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesgen.errors import OptionError
-from bayesgen.models.autoencoding import run_decoder, run_encoder
+from bayesgen.models.autoencoding import encode_all, run_decoder, run_encoder
 from bayesgen.models.calibration import fit_log_odds
 from bayesgen.models.networks import NetworkConfig, critic, decoder
 from bayesgen.models.settings import TrainingSettings
@@ -18,8 +18,6 @@ from bayesgen.types import check_count
 
 # Adversaries change all the time; momentum would follow where they were.
 _BETAS = (0.0, 0.99)
-# Images at a time after training.
-_CHUNK = 1000
 _ADVERSARIAL = TrainingSettings(batch_size=64, learning_rate=3e-4)
 # As published with the gradient penalty.
 _WGAN_BETAS = (0.0, 0.9)
@@ -188,13 +186,13 @@ class GAN(Trainable):
     def finish(self, images: Tensor, held_out: Tensor) -> None:
         """Calibrate the discriminator, with as many generated images as were held out."""
         rng = torch.Generator(held_out.device).manual_seed(0)
-        scores: dict[str, list[Tensor]] = {"real": [], "fake": []}
-        for real in torch.split(held_out, _CHUNK):
-            fake = self.decode(draw_latent(self, len(real), rng))
-            scores["real"].append(self._score(real))
-            scores["fake"].append(self._score(fake))
-        fitted = fit_log_odds(torch.cat(scores["real"]), torch.cat(scores["fake"]))
-        self.calibration.copy_(torch.tensor(fitted))
+        # Some at a time, so that memory beyond that of the images does not grow with their number.
+        parts = [self.decode(draw_latent(self, len(x), rng)) for x in torch.split(held_out, 1000)]
+        scores = [
+            encode_all(self.discriminator, images, self.image_shape).squeeze(-1)
+            for images in (held_out, torch.cat(parts))
+        ]
+        self.calibration.copy_(torch.tensor(fit_log_odds(*scores)))
 
     def _score(self, x: Tensor) -> Tensor:
         return run_encoder(self.discriminator, x, self.image_shape).squeeze(-1)

@@ -25,6 +25,12 @@ from bayesgen.models.networks import planes
 from bayesgen.models.settings import TrainingSettings
 from bayesgen.types import check_count
 
+# Largest change of the logarithm of a scale in one coupling. With twice as much, rare images
+# stretch so far on the way that single precision cannot bring them back to five digits.
+_BOUND = 1.0
+# Of sides that fit into memory.
+_MOST_LEVELS = 32
+
 
 @dataclass(frozen=True)
 class GlowConfig:
@@ -45,10 +51,11 @@ class GlowConfig:
                 f"image_shape: expected (y, x) or (channel, y, x), got {self.image_shape}"
             )
         check_count("levels", self.levels)
-        if any(size % 2**self.levels for size in self.image_shape[-2:]):
+        halvings = min(self.levels, _MOST_LEVELS)
+        if any(size % 2**halvings for size in self.image_shape[-2:]):
             raise OptionError(
                 f"levels: each halves the image, so {self.levels} need sides divisible by "
-                f"{2**self.levels}, but image_shape is {self.image_shape}; take fewer levels, or "
+                f"2**{self.levels}, but image_shape is {self.image_shape}; take fewer levels, or "
                 "crop or pad the images"
             )
         if len(self.steps) != self.levels:
@@ -57,7 +64,7 @@ class GlowConfig:
                 f"got {self.steps}"
             )
         for steps in self.steps:
-            check_count("steps", steps)
+            check_count("steps", steps, maximum=1000)
         check_count("width", self.width)
         check_count("quantisation", self.quantisation, minimum=2)
 
@@ -118,7 +125,7 @@ class Glow(Flow):
     """
 
     config: GlowConfig
-    default_settings = TrainingSettings(epochs=5, learning_rate=2e-3, gradient_clip=10.0)
+    default_settings = TrainingSettings(epochs=10, learning_rate=2e-3, gradient_clip=10.0)
 
     def __init__(
         self,
@@ -134,7 +141,8 @@ class Glow(Flow):
         config = GlowConfig(
             tuple(image_shape),
             levels,
-            (steps,) * levels if isinstance(steps, int) else tuple(steps),
+            # No image can be halved more often; the configuration then says so.
+            (steps,) * min(levels, _MOST_LEVELS) if isinstance(steps, int) else tuple(steps),
             width,
             quantisation,
             per_channel,
@@ -245,7 +253,7 @@ def _levels(shape: tuple[int, ...], steps: Sequence[int], config: GlowConfig) ->
     half = (shape[0] // 2, *shape[1:])
     gaussian = nn.Sequential(nn.Conv2d(half[0], 2 * half[0], 3, padding=1))
     rest = Chain(_levels(half, steps[1:], config))
-    return [*layers, Split(AffineCoupling(gaussian, half[0]), rest, half)]
+    return [*layers, Split(AffineCoupling(gaussian, half[0], bound=_BOUND), rest, half)]
 
 
 def _step(shape: tuple[int, ...], config: GlowConfig) -> list[Invertible]:
@@ -258,11 +266,11 @@ def _step(shape: tuple[int, ...], config: GlowConfig) -> list[Invertible]:
         nn.SiLU(),
         nn.Conv2d(width, channels, 3, padding=1),
     )
-    coupling = AffineCoupling(network, channels // 2)
+    coupling = AffineCoupling(network, channels // 2, bound=_BOUND)
     return [_normalisation(shape, config), Mixing(channels), coupling]
 
 
 def _normalisation(shape: tuple[int, ...], config: GlowConfig) -> ActNorm:
     # Some pixels are dark in nearly all images. Divided by so small a deviation, those of the
     # few other images would be enormous; couplings learn to tell them apart.
-    return ActNorm((shape[0], 1, 1)) if config.per_channel else ActNorm(shape, floor=0.1)
+    return ActNorm((shape[0], 1, 1)) if config.per_channel else ActNorm(shape, floor=0.2)

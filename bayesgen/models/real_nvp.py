@@ -27,7 +27,7 @@ class RealNVPConfig:
             raise OptionError(
                 f"image_shape: expected the length of a vector, at least 2, got {self.image_shape}"
             )
-        check_count("layers", self.layers)
+        check_count("layers", self.layers, maximum=1000)
         check_count("width", self.width)
 
     @property

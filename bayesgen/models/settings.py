@@ -6,14 +6,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from bayesgen.errors import OptionError, unknown_option
 from bayesgen.types import check_count, check_positive
 
 _LARGEST_SEED = 2**63 - 1
+_STREAMS = ("order", "noise", "validation")
 
 
 def _cosine(fraction: float, warm_up: float = 0.05) -> float:
-    """Learning rate, relative to its peak, after a fraction of the steps."""
+    """Learning rate, relative to its peak, after a fraction of the time."""
     if fraction < warm_up:
         return fraction / warm_up
     return 0.5 * (1 + math.cos(math.pi * (fraction - warm_up) / (1 - warm_up)))
@@ -28,6 +31,28 @@ def check_seed(seed: int) -> None:
     check_count("seed", seed, minimum=0)
     if seed > _LARGEST_SEED:
         raise OptionError(f"seed: got {seed}; expected an integer of at most 2**63 - 1")
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """Seed of one of the independent streams of random numbers that a training needs.
+
+    Streams of one seed are unrelated, and so are those of two. Were they seeded with the seed and
+    its successors, the order of the images for one seed would be the noise for another.
+
+    Parameters
+    ----------
+    seed
+        Of the training.
+    stream
+        ``"order"``, ``"noise"`` or ``"validation"``.
+
+    Examples
+    --------
+    >>> stream_seed(0, "order") == stream_seed(0, "noise")
+    False
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(_STREAMS.index(stream),))
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "constant": _constant}
@@ -48,7 +73,8 @@ class TrainingSettings:
         Adam's step size at its peak.
     schedule
         ``"cosine"``: the step size rises linearly over the first twentieth of the steps of a stage
-        and then falls to zero along a cosine. ``"constant"`` is what adversarial training was
+        and then falls to zero along a cosine; each step has the size of its middle, so that neither
+        the first nor the last is of size zero. ``"constant"`` is what adversarial training was
         published with.
     weight_decay
         Decoupled decay of the weights (AdamW); biases are exempt. None by default, as in the

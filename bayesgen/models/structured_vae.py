@@ -18,13 +18,10 @@ from bayesgen.errors import DtypeError, OptionError, unknown_option
 from bayesgen.models.autoencoding import encode_all, run_decoder, run_encoder, standardise
 from bayesgen.models.networks import NetworkConfig, decoder, encoder, map_decoder, planes
 from bayesgen.models.trainable import Player, Stage, Trainable
-from bayesgen.models.vae import VAE, divergence_from_prior
+from bayesgen.models.vae import VAE, check_noise_level, divergence_from_prior
 from bayesgen.types import check_count, check_positive
 
 _COVARIANCES = ("structured", "diagonal", "identity")
-# Bounds of a pixel's conditional standard deviation, given the pixels after it. Below the first,
-# flat backgrounds would decide everything; the second is more than images in [0, 1] can have.
-_LEAST_STD, _LARGEST_STD = 0.01, 1.0
 
 
 @dataclass(frozen=True)
@@ -34,18 +31,22 @@ class StructuredVAEConfig(NetworkConfig):
     noise_level: float = 0.1
     covariance: str = "structured"
     radius: int = 2
-    ridge: float = 1e-3
+    noise_floor: float = 0.01
     fixed_mean: bool = False
     joint: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("noise_level", self.noise_level)
+        check_noise_level(self.noise_level)
         check_count("radius", self.radius)
         if self.covariance not in _COVARIANCES:
             raise OptionError(unknown_option("covariance", self.covariance, _COVARIANCES))
-        if not isinstance(self.ridge, int | float) or not 0 <= self.ridge < math.inf:
-            raise OptionError(f"ridge: got {self.ridge!r}; expected a number of at least 0")
+        check_positive("noise_floor", self.noise_floor)
+        if self.noise_floor >= 1:
+            raise OptionError(
+                f"noise_floor: got {self.noise_floor}; expected less than 1, all of the range of "
+                "intensities"
+            )
         if self.fixed_mean and self.joint:
             raise OptionError("joint: the means cannot be fine-tuned where fixed_mean is set")
 
@@ -88,9 +89,13 @@ class StructuredVAE(Trainable):
     radius
         Neighbours up to so many rows and columns away are tied; 1, 2, 3 mean 4, 12, 24 weights a
         pixel.
-    ridge
-        Penalty on the mean square of the weights, in nats a pixel, which keeps them small where
-        the data does not speak.
+    noise_floor
+        Standard deviation of white noise that the residuals are taken to contain, beside what they
+        are: the least that a pixel's conditional standard deviation can be. It decides where the
+        data does not speak. Where images are flat, neighbours predict each other whatever their
+        weights, and draws with the weights that then happen to be learned can be thousands of
+        times wider than residuals; with noise on them, flat pixels are independent. 0.01 is small
+        beside the residuals of strokes and edges; take less for images of little contrast.
     fixed_mean
         Leave out the first stage; see `from_vae`.
     joint
@@ -139,7 +144,7 @@ class StructuredVAE(Trainable):
         noise_level: float = StructuredVAEConfig.noise_level,
         covariance: str = StructuredVAEConfig.covariance,
         radius: int = StructuredVAEConfig.radius,
-        ridge: float = StructuredVAEConfig.ridge,
+        noise_floor: float = StructuredVAEConfig.noise_floor,
         fixed_mean: bool = StructuredVAEConfig.fixed_mean,
         joint: bool = StructuredVAEConfig.joint,
         seed: int = 0,
@@ -147,7 +152,14 @@ class StructuredVAE(Trainable):
         sizes = (layout, width, blocks, channels)
         stages = (fixed_mean, joint)
         config = StructuredVAEConfig(
-            tuple(image_shape), latent_dim, *sizes, noise_level, covariance, radius, ridge, *stages
+            tuple(image_shape),
+            latent_dim,
+            *sizes,
+            noise_level,
+            covariance,
+            radius,
+            noise_floor,
+            *stages,
         )
         super().__init__(config, seed)
         self._start_at_noise_level()
@@ -159,7 +171,7 @@ class StructuredVAE(Trainable):
         *,
         covariance: str = StructuredVAEConfig.covariance,
         radius: int = StructuredVAEConfig.radius,
-        ridge: float = StructuredVAEConfig.ridge,
+        noise_floor: float = StructuredVAEConfig.noise_floor,
         seed: int = 0,
     ) -> StructuredVAE:
         """Add a covariance to a trained generator, whose means and encoder stay as they are.
@@ -172,7 +184,7 @@ class StructuredVAE(Trainable):
         ----------
         vae
             The trained generator.
-        covariance, radius, ridge, seed
+        covariance, radius, noise_floor, seed
             See `StructuredVAE`.
 
         Returns
@@ -202,7 +214,7 @@ class StructuredVAE(Trainable):
             noise_level=vae.noise_level if isinstance(vae, VAE) else vae.config.noise_level,
             covariance=covariance,
             radius=radius,
-            ridge=ridge,
+            noise_floor=noise_floor,
             fixed_mean=True,
             seed=seed,
         )
@@ -224,8 +236,9 @@ class StructuredVAE(Trainable):
     @torch.no_grad()
     def _start_at_noise_level(self) -> None:
         """Begin with independent pixels of the first stage's noise level."""
-        std = min(max(self.config.noise_level, 1.1 * _LEAST_STD), 0.9 * _LARGEST_STD)
-        level = _to_logit(-math.log(std))
+        fraction = math.log(self.config.noise_level) / math.log(self.config.noise_floor)
+        fraction = min(max(fraction, 0.02), 0.98)
+        level = math.log(fraction / (1 - fraction))
         if isinstance(self.covariance_decoder, _OneNumber):
             self.covariance_decoder.value.fill_(level)
             return
@@ -309,23 +322,22 @@ class StructuredVAE(Trainable):
         return {"loss": loss, "mse": sse / x[0].numel(), "kl": kl}
 
     def covariance_loss(self, x: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """Return the negative log density of residuals in nats a pixel, and the ridge.
+        """Return the negative log density of residuals and noise of `noise_floor`, in nats a pixel.
 
-        Arguments as of `mean_loss`; ``"loss"`` is the sum, ``"nll"`` the negative log density.
+        Arguments as of `mean_loss`; ``"loss"`` is its only part.
         """
         z, _ = self._draw(x, rng)
-        nll, ridge = self._fit(x, z.detach())
-        return {"loss": nll + ridge, "nll": nll}
+        return {"loss": self._surprise(x, z.detach(), rng)}
 
     def joint_loss(self, x: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the negative evidence lower bound with correlated residuals, in nats a pixel.
 
-        Arguments as of `mean_loss`; ``"loss"`` is the sum of ``"nll"``, ``"kl"`` and the ridge.
+        Arguments as of `mean_loss`; ``"loss"`` is the sum of ``"nll"``, see `covariance_loss`, and
+        ``"kl"``.
         """
         z, kl = self._draw(x, rng)
-        nll, ridge = self._fit(x, z)
-        kl = kl / x[0].numel()
-        return {"loss": nll + ridge + kl, "nll": nll, "kl": kl}
+        nll, kl = self._surprise(x, z, rng), kl / x[0].numel()
+        return {"loss": nll + kl, "nll": nll, "kl": kl}
 
     def stages(self) -> tuple[Stage, ...]:
         """Means, then covariance on reserved images, then, if asked for, all together."""
@@ -356,12 +368,11 @@ class StructuredVAE(Trainable):
         noise = torch.randn(mean.shape, generator=rng, dtype=x.dtype, device=x.device)
         return mean + log_std.exp() * noise, divergence_from_prior(mean, log_std).mean()
 
-    def _fit(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative log density and ridge, both a pixel."""
-        log_diagonal, weights = self._maps(z)
-        nll = -self._normal(self.decode(z), log_diagonal, weights).log_prob(x).mean()
-        ridge = weights.square().mean() if weights is not None else nll.new_zeros(())
-        return nll / x[0].numel(), self.config.ridge * ridge
+    def _surprise(self, x: Tensor, z: Tensor, rng: torch.Generator) -> Tensor:
+        """Negative log density a pixel, given ``z``, of images with the least noise."""
+        noise = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
+        noisy = x + self.config.noise_floor * noise
+        return -self._normal(self.decode(z), *self._maps(z)).log_prob(noisy).mean() / x[0].numel()
 
     def _normal(
         self, loc: Tensor, log_diagonal: Tensor, weights: Tensor | None
@@ -375,11 +386,15 @@ class StructuredVAE(Trainable):
     def _maps(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Log inverse conditional standard deviations, and weights of the neighbours."""
         if isinstance(self.covariance_decoder, _OneNumber):
-            log_diagonal = _from_logit(self.covariance_decoder.value)
+            log_diagonal = self._log_inverse_std(self.covariance_decoder.value)
             return log_diagonal.expand(*z.shape[:-1], *self.image_shape), None
         maps = native_batch(self._decode_maps, z)
-        log_diagonal = _from_logit(maps[..., 0, :, :])
+        log_diagonal = self._log_inverse_std(maps[..., 0, :, :])
         return log_diagonal, maps[..., 1:, :, :] if self.config.num_neighbours else None
+
+    def _log_inverse_std(self, logit: Tensor) -> Tensor:
+        """Of a pixel given those after it: between the noise floor and all of [0, 1]."""
+        return -math.log(self.config.noise_floor) * logit.sigmoid()
 
     def _decode_maps(self, z: Tensor) -> Tensor:
         """``(*batch, 1 + num_neighbours, y, x)``, with the channels, if any, before the maps."""
@@ -395,15 +410,3 @@ class _OneNumber(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.empty(()))
-
-
-def _from_logit(value: Tensor) -> Tensor:
-    """Log inverse standard deviation within its bounds."""
-    low, high = -math.log(_LARGEST_STD), -math.log(_LEAST_STD)
-    return low + (high - low) * value.sigmoid()
-
-
-def _to_logit(log_inverse_std: float) -> float:
-    low, high = -math.log(_LARGEST_STD), -math.log(_LEAST_STD)
-    fraction = (log_inverse_std - low) / (high - low)
-    return math.log(fraction / (1 - fraction))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from bayesgen.models.settings import TrainingSettings, check_seed
 from bayesgen.types import check_count, check_positive
 
 _IMAGES = ("training", "reserved")
+_without_memory: ContextVar[bool] = ContextVar("bayesgen_without_memory", default=False)
 Loss = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 
 
@@ -131,8 +134,9 @@ class Trainable(Generator):
         # Built without storage, hence without random numbers: weights come from our own generator.
         with torch.device("meta"):
             self.build()
-        self.to_empty(device="cpu")
-        initialise(self, torch.Generator().manual_seed(seed))
+        if not _without_memory.get():
+            self.to_empty(device="cpu")
+            initialise(self, torch.Generator().manual_seed(seed))
 
     @abstractmethod
     def build(self) -> None:
@@ -153,6 +157,15 @@ class Trainable(Generator):
             A batch of training images.
         """
 
+    def require_images(self, num: int) -> None:
+        """Refuse a number of training images, held out ones apart, that `finish` cannot use.
+
+        Raises
+        ------
+        OptionError
+            If a setting needs more of them.
+        """
+
     def finish(self, images: Tensor, held_out: Tensor) -> None:
         """Fit what follows from the trained weights; nothing by default.
 
@@ -163,6 +176,17 @@ class Trainable(Generator):
         held_out
             Images that no stage, or only those for reserved images, was trained on.
         """
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Make generators whose tensors have names and shapes, but neither memory nor values."""
+    token = _without_memory.set(True)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _without_memory.reset(token)
 
 
 class Initialised(nn.Module):

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from bayesgen.errors import DtypeError, ModelError, OptionError
 from bayesgen.models.checkpoints import (
     Losses,
+    check_progress,
     follow,
     identify,
     restore,
@@ -27,9 +28,9 @@ from bayesgen.models.checkpoints import (
     start,
     store,
 )
-from bayesgen.models.settings import SCHEDULES, TrainingSettings
+from bayesgen.models.settings import SCHEDULES, TrainingSettings, stream_seed
 from bayesgen.models.trainable import Player, Stage, Trainable
-from bayesgen.models.training_images import TrainingImages, check_images
+from bayesgen.models.training_images import TrainingImages, as_tensor, check_images
 
 G = TypeVar("G", bound=Trainable)
 EachStep = Callable[[int, Losses], None]
@@ -61,7 +62,9 @@ def train(
         train in, single or double; it is left as it is.
     images
         ``(N, *image_shape)``, intensities in [0, 1], or a torch ``Dataset`` of such images, which
-        is read into memory. Batches are moved to the model's device and precision.
+        is read into memory; its items are images or tuples that begin with one. For generators of
+        vectors, ``(N, length)`` or a ``Dataset`` of vectors, with any values. Batches are moved to
+        the model's device and precision.
     settings
         How to train; by default what suits the kind of generator, ``model.default_settings``.
     checkpoint
@@ -110,10 +113,7 @@ def train(
     ['kl', 'loss', 'mse']
     """
     settings = _settings(model, settings)
-    if not isinstance(images, Tensor):
-        from bayesgen.datasets import image_tensor
-
-        images = image_tensor(images)
+    images = as_tensor(images, model.image_shape)
     check_images(images, model.image_shape)
     path = Path(checkpoint) if checkpoint is not None else None
     run = _Run(model, images, settings)
@@ -177,6 +177,7 @@ class _Run:
                 "none can be waited for; leave it out"
             )
         self.images = TrainingImages(images, self.stages, settings, self.state.order, weight)
+        model.require_images(min(self.images.count("training"), _FINISHING))
         self.epochs = _share(settings.epochs, [stage.share for stage in self.stages])
         self._prepare()
 
@@ -214,8 +215,11 @@ class _Run:
     def resume(self, path: Path) -> None:
         """Take the state from a checkpoint."""
         moments = restore(self.state, path, self.identity)
+        steps = [self._steps(stage) for stage in range(len(self.stages))]
+        check_progress(self.state, path, self.epochs, steps)
         self._start_stage()
-        restore_optimisers(self.state.optimisers, moments)
+        begun = self.state.stage_step > 0
+        restore_optimisers(self.state.optimisers, moments, path, begun=begun)
 
     def epoch(self, bar: Any, each_step: EachStep | None) -> None:
         """Use every image of the stage once."""
@@ -240,7 +244,9 @@ class _Run:
     def _step(self, stage: Stage, batch: Tensor) -> Losses:
         """Let every player whose turn it is learn from the batch."""
         state, values = self.state, Losses()
-        rate = SCHEDULES[self.settings.schedule](state.stage_step / self._steps(state.stage))
+        # Of the middle of the step: at its ends the first and the last one would have rate zero.
+        time = (state.stage_step + 0.5) / self._steps(state.stage)
+        rate = SCHEDULES[self.settings.schedule](time)
         for number, player in enumerate(stage.players):
             if state.stage_step % player.every == 0:
                 optimiser = state.optimisers[number]
@@ -277,7 +283,8 @@ class _Run:
     def _validate(self, model: Trainable) -> Losses:
         """Mean losses on held-out images, under the same random numbers every time."""
         stage = model.stages()[self.state.stage]
-        noise = torch.Generator(self.device).manual_seed(self.settings.seed)
+        seed = stream_seed(self.settings.seed, "validation")
+        noise = torch.Generator(self.device).manual_seed(seed)
         means = Losses()
         for batch in self.images.batches("validation", _VALIDATING):
             weight, values = len(batch) / self.images.count("validation"), Losses()

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.models.settings import TrainingSettings
 from bayesgen.models.trainable import Stage
+
+
+def as_tensor(images: Tensor | Dataset[Any], image_shape: tuple[int, ...]) -> Tensor:
+    """Read a data set of images, or of vectors, into memory; a tensor is returned as it is."""
+    if isinstance(images, Tensor):
+        return images
+    if len(image_shape) == 1:
+        return read_vectors(images, image_shape[0])
+    from bayesgen.datasets import image_tensor
+
+    return image_tensor(images)
 
 
 def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
@@ -39,6 +53,64 @@ def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
             f"images: expected intensities in [0, 1], found {low:g} to {high:g}; scale them, for "
             "example images / 255 for 8-bit data or (images - low) / (high - low)"
         )
+
+
+def read_vectors(dataset: Dataset[Any], length: int) -> Tensor:
+    """Turn a map-style data set of vectors into one tensor.
+
+    Parameters
+    ----------
+    dataset
+        Anything with a length and items. An item is a vector, or a tuple that begins with one, for
+        example vector and label; a vector is a tensor or a NumPy array. Items are asked for once
+        each, in their order.
+    length
+        Of a vector.
+
+    Returns
+    -------
+    Tensor
+        ``(N, length)``, on the CPU and in the precision of the vectors.
+
+    Raises
+    ------
+    DtypeError
+        If the data set has no length, or an item is no vector of floating-point numbers.
+    ShapeError
+        If a vector has another length, or there is none.
+
+    Examples
+    --------
+    >>> from torch.utils.data import TensorDataset
+    >>> read_vectors(TensorDataset(torch.zeros(60, 3), torch.arange(60)), 3).shape
+    torch.Size([60, 3])
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DtypeError(
+            f"images: expected vectors (N, {length}) or a map-style data set of them, with a "
+            f"length and items, got {type(dataset).__name__}"
+        )
+    if len(dataset) == 0:
+        raise ShapeError(f"images: expected vectors of length {length}, got an empty data set")
+    vectors = [_vector(dataset[i], length, f"images[{i}]") for i in range(len(dataset))]
+    return torch.stack(vectors)
+
+
+def _vector(item: Any, length: int, name: str) -> Tensor:
+    """The vector in an item of a data set."""
+    if isinstance(item, tuple | list) and item:
+        item = item[0]
+    if isinstance(item, np.ndarray):
+        item = torch.as_tensor(item)
+    if not isinstance(item, Tensor) or not item.is_floating_point():
+        kind = item.dtype if isinstance(item, Tensor) else type(item).__name__
+        raise DtypeError(
+            f"{name}: expected a vector of floating-point numbers (a tensor or a NumPy array) or a "
+            f"tuple that begins with one, got {kind}"
+        )
+    if item.shape != (length,):
+        raise ShapeError(f"{name}: expected shape ({length},), got {tuple(item.shape)}")
+    return item.detach().cpu()
 
 
 class TrainingImages:

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from bayesgen.errors import OptionError
 from bayesgen.models.autoencoding import (
     encode_all,
     pixelwise,
@@ -22,6 +23,10 @@ from bayesgen.models.networks import NetworkConfig, decoder, encoder
 from bayesgen.models.trainable import Player, Stage, Trainable
 from bayesgen.types import check_positive
 
+# Intensities just below 1 in single precision are that far apart. Its inverse square, by which
+# errors are multiplied, and the square of that, which Adam takes, are still far from overflow.
+_LEAST_NOISE = 2.0**-24
+
 
 @dataclass(frozen=True)
 class VAEConfig(NetworkConfig):
@@ -32,7 +37,7 @@ class VAEConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("noise_level", self.noise_level)
+        check_noise_level(self.noise_level)
 
 
 class VAE(Trainable):
@@ -208,3 +213,14 @@ class VAE(Trainable):
 def divergence_from_prior(mean: Tensor, log_std: Tensor) -> Tensor:
     """Kullback-Leibler divergence of diagonal Gaussians ``(*batch, d)`` from N(0, I), in nats."""
     return (0.5 * (mean**2 + (2 * log_std).exp() - 1) - log_std).sum(-1)
+
+
+def check_noise_level(noise_level: float) -> None:
+    """Refuse a level of pixel noise that is no positive number, or beyond all sense."""
+    check_positive("noise_level", noise_level)
+    if not _LEAST_NOISE <= noise_level <= 1 / _LEAST_NOISE:
+        raise OptionError(
+            f"noise_level: got {noise_level!r}; expected {_LEAST_NOISE:.1g} to "
+            f"{1 / _LEAST_NOISE:.1g}, for intensities are in [0, 1] and themselves rounded to "
+            f"{_LEAST_NOISE:.1g} in single precision; customary is 0.01 to 1"
+        )

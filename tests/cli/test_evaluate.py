@@ -38,6 +38,8 @@ def test_undivided_data_are_evaluated_with_a_warning(
     assert "none of it may have been trained on" in said.err
     assert "measuring: reconstruction" in said.err
     assert "nearest image in the range" in said.out and "wrote 7 files" in said.out
+    assert "overall: " in said.out
+    assert max(map(len, said.out.replace(str(out), "").splitlines())) <= 100
     numbers = json.loads((out / "evaluation.json").read_text())
     assert numbers["reconstruction"]["images"] == 120
 

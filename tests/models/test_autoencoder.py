@@ -203,13 +203,40 @@ def test_a_training_ends_with_a_prior(images: Tensor) -> None:
     assert trained.prior().log_prob(z).mean() > standard + 0.2
 
 
-def test_a_training_with_too_few_images_keeps_its_weights(images: Tensor) -> None:
+def test_a_training_with_too_few_different_images_keeps_its_weights(images: Tensor) -> None:
     """A mixture of encoded images that lie in a plane does not exist, a trained network does."""
     settings = TrainingSettings(epochs=1, validation=2)
+    copies = images[:5].repeat(4, 1, 1)
     with pytest.warns(RuntimeWarning, match="components: no mixture fits.*lie in a plane"):
-        trained, _ = train(make(6, components=2), images[:6], settings, progress=False)
+        trained, _ = train(make(6, components=2), copies, settings, progress=False)
     z = torch.tensor([0.1, 0.2, 0.3, -0.4, -2.0, 1.0])
     torch.testing.assert_close(trained.prior().log_prob(z), make(6).prior().log_prob(z))
+
+
+@pytest.mark.parametrize(
+    ("dim", "components", "num", "needed"), [(2, 50, 69, 50), (6, 2, 26, 7), (2, 500, 200, 500)]
+)
+def test_too_few_images_for_the_components_are_refused_before_training(
+    dim: int, components: int, num: int, needed: int, images: Tensor, tmp_path: Path
+) -> None:
+    settings = TrainingSettings(epochs=1, validation=20)
+    message = (
+        rf"components: {components} in {dim} latent dimensions are fitted to at least {needed} "
+        rf"training images, but there are {num - 20}, without those held out"
+    )
+    G, steps, path = make(dim, components=components), [], tmp_path / "state"
+    with pytest.raises(OptionError, match=message):
+        train(
+            G,
+            images[:num],
+            settings,
+            checkpoint=path,
+            progress=False,
+            each_step=lambda step, losses: steps.append(step),
+        )
+    assert not steps and not path.exists()
+    G.require_images(needed)
+    make(dim).require_images(1)
 
 
 @pytest.mark.parametrize(

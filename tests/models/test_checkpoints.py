@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def images(rng: torch.Generator) -> Tensor:
     return torch.rand(25, 8, 8, generator=rng)
 
 
-def interrupted(path: Path, images: Tensor, model: Trainable) -> Path:
+def interrupted(path: Path, images: Tensor, model: Trainable, **changes: Any) -> Path:
     """A checkpoint after the first epoch."""
 
     def interrupt(step: int, losses: dict[str, float]) -> None:
@@ -32,7 +33,8 @@ def interrupted(path: Path, images: Tensor, model: Trainable) -> Path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(model, images, SETTINGS, checkpoint=path, progress=False, each_step=interrupt)
+        settings = dataclasses.replace(SETTINGS, **changes)
+        train(model, images, settings, checkpoint=path, progress=False, each_step=interrupt)
     return path
 
 
@@ -156,11 +158,96 @@ def test_checkpoints_of_other_versions_are_refused(
         resume(checkpoint, images)
 
 
+Damage = Callable[[dict[str, Tensor], dict[str, Any]], object]
+
+
+def counter(name: str, value: Any, **more: Any) -> Damage:
+    return lambda tensors, header: header["counters"].update({name: value, **more})
+
+
+def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Damage:
+    return lambda tensors, header: tensors.update({name: change(tensors[name])})
+
+
+def lost(name: str) -> Damage:
+    return lambda tensors, header: [tensors.pop(key) for key in list(tensors) if name in key]
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "shape of best": (
+        tensor("best.decoder.0.weight", lambda t: t[:3]),
+        r"best.decoder.0.weight should be \(8, 2\), found \(3, 2\)",
+    ),
+    "a best weight": (lost("best.decoder.0.weight"), "best.decoder.0.weight should be .* nothing"),
+    "all of best": (lost("best."), "best.* should be .*, found nothing"),
+    "value of best": (
+        tensor("best.decoder.0.bias", lambda t: t / 0),
+        "best.decoder.0.bias holds NaN",
+    ),
+    "size of order": (tensor("order", lambda t: t[:-1]), "order should be the state .* 5056 bytes"),
+    "type of noise": (tensor("noise", Tensor.float), "noise should be the state .* torch.float32"),
+    "values of noise": (tensor("noise", lambda t: 255 + 0 * t), "noise should be the state"),
+    "shape of a moment": (
+        tensor("adam.0.0.exp_avg", lambda t: t[:1]),
+        r"adam.0.0.exp_avg should be .*, found \(1, ",
+    ),
+    "a moment": (lost("adam.0.1.exp_avg_sq"), "adam.0.1.exp_avg_sq should be .*, found nothing"),
+    "steps": (lost("adam.0.1.step"), r"adam.0.1.step should be \(\), found nothing"),
+    "value of a moment": (
+        tensor("adam.0.0.exp_avg_sq", lambda t: t * torch.nan),
+        "adam.0.0.exp_avg_sq holds NaN",
+    ),
+    "all moments": (lost("adam."), "adam.0 is missing"),
+    "an unknown weight's moment": (
+        lambda tensors, header: tensors.update({"adam.0.99.exp_avg": torch.zeros(1)}),
+        r"adam.0.99.exp_avg should be nothing, found \(1,\)",
+    ),
+    "an unknown player's moment": (
+        lambda tensors, header: tensors.update({"adam.x": torch.zeros(1)}),
+        "adam.x should be nothing",
+    ),
+    "a counter": (lambda tensors, header: header["counters"].pop("epoch"), "'epoch' is missing"),
+    "counters": (lambda tensors, header: header.update(counters=[1]), "its header is no object"),
+    "identity": (lambda tensors, header: header.update(identity=3), "its header is no object"),
+    "part of identity": (
+        lambda tensors, header: header["identity"].pop("config"),
+        "'config' is missing",
+    ),
+    "type of a counter": (counter("epoch", "1"), "epoch cannot be '1'"),
+    "sign of a counter": (counter("stage", -1), "stage cannot be -1"),
+    "best loss": (counter("best_loss", None), "best_loss cannot be None"),
+    "type of history": (counter("history", {"loss": 1}), "history cannot be"),
+    "history": (counter("history", [[1]]), r"history cannot be \[\[1\]\]"),
+    "losses": (counter("history", [{"loss": "a"}]), "history cannot be"),
+    "length of history": (counter("history", []), "losses of 0 epochs"),
+    "too many stages": (counter("stage", 2), "no training ever has these counters: stage=2"),
+    "a stage": (counter("stage", 1), "no training ever has these counters: stage=1, epoch=1"),
+    "too many epochs": (
+        counter("epoch", 2, stage_step=2, step=2, history=[{}, {}]),
+        "these counters: stage=0, epoch=2",
+    ),
+    "steps of the stage": (counter("stage_step", 7, step=7), "epoch=1, stage_step=7"),
+    "steps in all": (counter("step", 0), "stage_step=1, step=0"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damages_are_named(what: str, tmp_path: Path, images: Tensor) -> None:
+    path = interrupted(tmp_path / "state", images, VAE((8, 8), 2, **SMALL), patience=1)
+    tensors, header = read_tensors(path, "checkpoint")
+    damage, message = DAMAGES[what]
+    damage(tensors, header)
+    write_tensors(path, tensors, header)
+    with pytest.raises(FileFormatError, match=message) as caught:
+        resume(path, images, patience=1)
+    assert str(path) in str(caught.value)
+
+
 def test_weights_that_do_not_fit_are_refused(checkpoint: Path, images: Tensor) -> None:
     tensors, header = read_tensors(checkpoint, "checkpoint")
     name = "average.decoder.0.weight"
     write_tensors(checkpoint, tensors | {name: torch.zeros(3, 3)}, header)
-    with pytest.raises(FileFormatError, match=r"decoder.0.weight should be \(8, 2\), found \(3, 3"):
+    with pytest.raises(FileFormatError, match=rf"{name} should be \(8, 2\), found \(3, 3"):
         resume(checkpoint, images)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,104 @@ def test_other_architectures_are_refused(path: Path, changes: dict[str, Any], me
     with pytest.raises(FileFormatError, match=message) as caught:
         load_generator(path)
     assert str(path) in str(caught.value)
+
+
+def numbers(**changes: Any) -> dict[str, Any]:
+    """A header's settings that promise far more numbers than the file holds."""
+    return {"config": {"image_shape": [8, 8], "latent_dim": 2, **SMALL, **changes}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("VAE", numbers(width=2_000_000), r"should be \(.*2000000.*\), found "),
+        ("VAE", numbers(blocks=10**9), "VAE cannot have the settings"),
+        ("VAE", numbers(channels=10**7), "weights of another architecture: decoder"),
+        ("AE", numbers(components=10**8), r"log_weights should be \(100000000,\), found nothing"),
+        ("GAN", numbers(width=2_000_000), "should be"),
+        ("RealNVP", {"config": {"image_shape": [6], "layers": 10**9, "width": 4}}, "cannot have"),
+        ("RealNVP", {"config": {"image_shape": [10**5], "layers": 1, "width": 4}}, "should be"),
+        ("Glow", {"config": {"image_shape": [8, 8], "levels": 1, "steps": [10**9]}}, "cannot have"),
+        (
+            "LinearGenerator",
+            {"config": {"image_shape": [1000, 1000], "latent_dim": 10**5}},
+            r"mean should be \(1000, 1000\), found \(4, 4\)",
+        ),
+    ],
+    ids=str,
+)
+def test_promises_of_a_header_cost_nothing(
+    kind: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Built before they are compared, these would take minutes and more memory than there is."""
+    path = tmp_path / "file"
+    save_generator(KINDS[kind](), path)
+    rewrite(path, **changes)
+    before = time.process_time()
+    with pytest.raises(FileFormatError, match=message) as caught:
+        load_generator(path)
+    assert time.process_time() - before < 3
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_loaded_generators_have_all_that_made_ones_have(name: str, tmp_path: Path) -> None:
+    """They come by their values in another way."""
+    model = KINDS[name]().eval().requires_grad_(False)
+    save_generator(model, tmp_path / "file")
+    loaded = load_generator(tmp_path / "file")
+    for ours, theirs in zip(loaded.modules(), model.modules(), strict=True):
+        assert type(ours) is type(theirs) and vars(ours).keys() == vars(theirs).keys()
+    made = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    read = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
+    assert list(read) == list(made)
+    for part, tensor in read.items():
+        assert type(tensor) is type(made[part]) and torch.equal(tensor, made[part]), part
+        assert tensor.stride() == made[part].stride()
+
+
+def test_a_loaded_generator_does_not_depend_on_its_file(path: Path, model: VAE) -> None:
+    loaded = load_generator(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(loaded(torch.ones(2)), model(torch.ones(2)))
+
+
+@pytest.mark.parametrize(("to", "found"), [(torch.int32, "int32"), (torch.complex64, "complex64")])
+def test_weights_of_another_type_are_refused(path: Path, to: torch.dtype, found: str) -> None:
+    tensors, header = read_tensors(path, "generator")
+    name = "decoder.0.weight"
+    write_tensors(path, tensors | {name: tensors[name].to(to)}, header)
+    with pytest.raises(
+        FileFormatError, match=rf"{name} should hold numbers like .*, found .*{found}"
+    ):
+        load_generator(path)
+
+
+def test_integers_are_not_rounded_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_generator(KINDS["RealNVP"](), path)
+    tensors, header = read_tensors(path, "generator")
+    whole = next(name for name, tensor in tensors.items() if not tensor.is_floating_point())
+    write_tensors(path, tensors | {whole: tensors[whole].float()}, header)
+    with pytest.raises(FileFormatError, match=rf"{whole} should hold numbers like torch.int64"):
+        load_generator(path)
+
+
+@pytest.mark.parametrize(
+    ("card", "kind"), [([1], "list"), (3, "int"), ("a", "str"), (None, "None")]
+)
+def test_cards_are_objects(path: Path, card: Any, kind: str) -> None:
+    rewrite(path, card=card)
+    with pytest.raises(FileFormatError, match=f"card should be a JSON object, found a {kind}") as e:
+        bayesgen.models.load(path)
+    assert str(path) in str(e.value)
+
+
+def test_a_header_of_endless_depth_is_refused(path: Path) -> None:
+    path.write_bytes(save(load(path.read_bytes()), {"bayesgen": 10**5 * "["}))
+    with pytest.raises(FileFormatError, match="not from bayesgen"):
+        load_generator(path)
 
 
 def test_classes_of_users_are_named_to_be_loaded(tmp_path: Path) -> None:

@@ -305,6 +305,16 @@ def test_after_training_the_discriminator_gives_log_odds() -> None:
     torch.testing.assert_close(loss, nn.functional.softplus(-G._score(fake)).mean())
 
 
+def test_calibration_draws_a_thousand_images_at_a_time() -> None:
+    G, rng = gan(), seeded(0)
+    held_out = torch.rand(1001, 4, 5, generator=seeded(), dtype=float64)
+    with torch.no_grad():
+        fake = G(torch.cat([draw_latent(G, 1000, rng), draw_latent(G, 1, rng)]))
+        expected = fit_log_odds(G._score(held_out), G._score(fake))
+        G.finish(held_out[:1], held_out)
+    torch.testing.assert_close(G.calibration, torch.tensor(expected, dtype=float64))
+
+
 def test_the_penalty_is_half_gamma_times_the_squared_norm(images: Tensor) -> None:
     G = gan(penalty=3.0)
     G.discriminator = nn.Sequential(Square(0.7))

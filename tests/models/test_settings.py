@@ -4,10 +4,11 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from bayesgen.errors import OptionError
 from bayesgen.models import TrainingSettings
-from bayesgen.models.settings import SCHEDULES
+from bayesgen.models.settings import SCHEDULES, stream_seed
 
 
 def test_cosine_rises_and_falls() -> None:
@@ -21,6 +22,16 @@ def test_cosine_rises_and_falls() -> None:
     peak = rates.index(max(rates))
     assert peak == 50
     assert rates[:51] == sorted(rates[:51]) and rates[50:] == sorted(rates[50:], reverse=True)
+
+
+def test_streams_are_unrelated() -> None:
+    names = ("order", "noise", "validation")
+    seeds = [stream_seed(seed, name) for seed in (*range(100), 2**63 - 1) for name in names]
+    # The low half is all that torch's generator on the CPU takes.
+    assert len({seed % 2**32 for seed in seeds}) == len(seeds)
+    assert seeds[0] == stream_seed(0, "order"), "not reproducible"
+    for seed in seeds:
+        torch.Generator().manual_seed(seed)
 
 
 def test_constant_is_constant() -> None:

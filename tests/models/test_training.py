@@ -36,6 +36,7 @@ from bayesgen.models import (
     TrainingSettings,
     train,
 )
+from bayesgen.models.checkpoints import start
 from bayesgen.models.published import BatchNorm, Dropout
 from bayesgen.models.trainable import Loss
 
@@ -348,7 +349,9 @@ def test_resuming_needs_every_part_of_the_state(
             state.average.load_state_dict(average)
         if lost == "best":
             state.best = {}
-        return {} if lost == "moments" else moments
+        if lost == "moments":
+            return {name: torch.zeros_like(tensor) for name, tensor in moments.items()}
+        return moments
 
     monkeypatch.setattr(training, "restore", forgetful)
     resumed, _ = train(model, images, settings, checkpoint=checkpoint, resume=True, progress=False)
@@ -543,9 +546,10 @@ def test_the_step_size_follows_the_schedule_in_every_stage() -> None:
         each_epoch=lambda model, history: found.append(sum(model.weights())),  # type: ignore[attr-defined]
     )
     rates = [-(b - a) / 0.1 for a, b in zip([0.0, *found], found, strict=False)]
-    # Forty steps a stage: two of warm-up from zero on, then half a period.
-    wave = [0.5 * (1 + math.cos(math.pi * (step - 2) / 38)) for step in range(2, 40)]
-    assert rates == pytest.approx(2 * [0.0, 0.5, *wave], abs=1e-4)
+    # Forty steps a stage, each taken at its middle: two of warm-up, then half a period.
+    wave = [0.5 * (1 + math.cos(math.pi * (step - 1.5) / 38)) for step in range(2, 40)]
+    assert rates == pytest.approx(2 * [0.25, 0.75, *wave], abs=1e-4)
+    assert min(rates) > 0
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.15, 0.999])
@@ -816,6 +820,45 @@ def test_vectors_may_have_any_values(images: Tensor) -> None:
     vectors = 3 * images.flatten(1)[:, :4] - 1
     settings = dataclasses.replace(SETTINGS, epochs=1)
     train(RealNVP(4, layers=1, width=2), vectors, settings, progress=False)
+
+
+def test_a_data_set_of_vectors_is_as_good_as_its_tensor(images: Tensor) -> None:
+    vectors = 3 * images.flatten(1)[:, :4] - 1
+    settings = dataclasses.replace(SETTINGS, epochs=1)
+    make = RealNVP(4, layers=1, width=2)
+    expected, _ = train(make, vectors, settings, progress=False)
+    same: list[Any] = [
+        TensorDataset(vectors),
+        TensorDataset(vectors, torch.zeros(60)),
+        list(vectors),
+        [(vector.numpy(), 3) for vector in vectors],
+    ]
+    for dataset in same:
+        assert identical(expected, train(make, dataset, settings, progress=False)[0])
+
+
+def test_streams_of_random_numbers_are_unrelated() -> None:
+    """Those of a seed and of the next one too."""
+    drawn: dict[tuple[int, str], list[float]] = {}
+
+    class Random(Toy):
+        def stages(self) -> tuple[Stage, ...]:
+            def loss(x: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+                state = rng.clone_state()
+                stream = "noise" if self.training else "validation"
+                drawn.setdefault((seed, stream), torch.rand(8, generator=state).tolist())
+                return {"loss": self.one.weight.sum()}
+
+            return one_stage(Player((self.one,), loss))
+
+    for seed in range(4):
+        settings = dataclasses.replace(ONE_STEP, seed=seed, epochs=1)
+        train(Random(), toy_images(), settings, progress=False)
+        drawn[seed, "order"] = torch.rand(8, generator=start(Random(), seed).order).tolist()
+        drawn[seed, "weights"] = torch.rand(
+            8, generator=torch.Generator().manual_seed(seed)
+        ).tolist()
+    assert len({tuple(numbers) for numbers in drawn.values()}) == len(drawn) == 16
 
 
 def test_arguments_of_other_types_are_refused(images: Tensor) -> None:

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from bayesgen.errors import DataError, OptionError
+from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.models import Player, Stage, TrainingSettings
-from bayesgen.models.training_images import TrainingImages, check_images
+from bayesgen.models.training_images import TrainingImages, as_tensor, check_images
 
 SETTINGS = TrainingSettings(validation=3, reserved=0.25)
 
@@ -79,6 +81,43 @@ def test_the_held_out_number_is_that_of_the_settings() -> None:
     rng, like = torch.Generator().manual_seed(0), torch.zeros(())
     images = TrainingImages(torch.zeros(20, 4, 4), stages("training"), settings, rng, like)
     assert images.count("validation") == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_are_read_from_every_kind_of_item(dtype: torch.dtype) -> None:
+    vectors = torch.linspace(-3, 5, 12, dtype=dtype).reshape(4, 3)
+    for dataset in (
+        TensorDataset(vectors),
+        TensorDataset(vectors, torch.arange(4)),
+        [vector.clone().requires_grad_() for vector in vectors],
+        [(vector.numpy(), "label") for vector in vectors],
+    ):
+        found = as_tensor(dataset, (3,))  # type: ignore[arg-type]
+        assert torch.equal(found, vectors) and found.dtype == dtype and not found.requires_grad
+    assert as_tensor(vectors, (3,)) is vectors
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        (
+            [torch.zeros(3), torch.zeros(4)],
+            ShapeError,
+            r"images\[1\]: expected shape \(3,\), got \(4,",
+        ),
+        ([torch.zeros(1, 3)], ShapeError, r"images\[0\]: expected shape \(3,\), got \(1, 3\)"),
+        ([(torch.zeros(3, dtype=torch.int64), 1)], DtypeError, r"images\[0\]: .* got torch.int64"),
+        ([[0.0, 1.0, 2.0]], DtypeError, r"images\[0\]: expected a vector .* got float"),
+        ([()], DtypeError, "got tuple"),
+        ([], ShapeError, "vectors of length 3, got an empty data set"),
+        (iter([torch.zeros(3)]), DtypeError, "map-style data set.* got list_iterator"),
+    ],
+)
+def test_data_sets_of_other_things_are_refused(
+    dataset: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        as_tensor(dataset, (3,))
 
 
 def test_intensities_are_those_of_images() -> None:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import DtypeError, OptionError, ShapeError
-from bayesgen.models import VAE, Generator, VAEConfig, check_generator, load, save_generator
+from bayesgen.models import (
+    VAE,
+    Generator,
+    TrainingSettings,
+    VAEConfig,
+    check_generator,
+    load,
+    save_generator,
+    train,
+)
 from bayesgen.models.vae import divergence_from_prior
 
 float64 = torch.float64
@@ -286,6 +295,10 @@ def test_generators_without_residual_say_what_to_do() -> None:
         ({"channels": 0}, "channels: got 0"),
         ({"noise_level": 0.0}, "noise_level: got 0.0; expected a positive finite number"),
         ({"noise_level": math.nan}, "noise_level: got nan"),
+        ({"noise_level": 1e-30}, "noise_level: got 1e-30; expected 6e-08 to .* rounded to 6e-08"),
+        ({"noise_level": 5e-8}, "noise_level: got 5e-08; expected 6e-08 to 2e"),
+        ({"noise_level": 1e200}, r"noise_level: got 1e\+200; expected 6e-08 to 2e\+07"),
+        ({"noise_level": 10**400}, "noise_level: got 1000"),
         ({"noise_level": "0.1"}, "noise_level: got '0.1'"),
         (
             {"layout": "perceptrons"},
@@ -309,3 +322,17 @@ def test_images_are_checked_at_the_door(vae: VAE, method: str) -> None:
 def test_latent_vectors_are_checked_at_the_door(vae: VAE) -> None:
     with pytest.raises(ShapeError, match=r"z: expected shape \(\*batch, 3\), got \(5, 2\)"):
         vae.conditional(torch.zeros(5, 2, dtype=float64))
+
+
+@pytest.mark.parametrize("noise_level", [2.0**-24, 2.0**24])
+@pytest.mark.parametrize("learn_noise", [False, True])
+def test_the_extreme_noise_levels_can_be_trained_with(
+    noise_level: float, learn_noise: bool
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(60, 28, 28, generator=rng)
+    G = VAE((28, 28), 2, width=8, channels=2, noise_level=noise_level, learn_noise=learn_noise)
+    settings = TrainingSettings(epochs=3, batch_size=10, validation=10)
+    trained, history = train(G, images, settings, progress=False)
+    assert all(math.isfinite(value) for value in history[-1].values())
+    assert all(tensor.isfinite().all() for tensor in trained.state_dict().values())

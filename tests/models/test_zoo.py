@@ -27,8 +27,10 @@ LEAST_PSNR = {
     "mnist-vae-32": 24.0,
     "mnist-vae-8": 18.5,
     "mnist-wgan-8": 14.0,
+    "multi-gradient-gan": 18.0,
     "multi-gradient-vae": 24.0,
     "shapes-ae-10": 30.0,
+    "shapes-structured-vae": 30.0,
     "shapes-vae-10": 32.0,
     "shapes-wgan-10": 20.0,
 }

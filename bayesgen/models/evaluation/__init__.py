@@ -24,22 +24,25 @@ from bayesgen.models.evaluation.likelihood import (
     whitened_residuals,
 )
 from bayesgen.models.evaluation.metrics import mean_absolute_error, nrmse, psnr, ssim
+from bayesgen.models.evaluation.outcome import Evaluation, Row
 from bayesgen.models.evaluation.reconstruction import (
     NearestLatent,
     ReconstructionErrors,
     nearest_latent,
     reconstruction_errors,
 )
-from bayesgen.models.evaluation.report import Evaluation, Row, evaluate
+from bayesgen.models.evaluation.report import evaluate
 from bayesgen.models.evaluation.smoothness import Smoothness, smoothness
 from bayesgen.models.evaluation.support import SupportSize, support_size
 from bayesgen.models.evaluation.two_sample import TwoSampleTest, two_sample_test
+from bayesgen.models.evaluation.verdict import Judgement, Verdict
 
 __all__ = [
     "Divergence",
     "Divergences",
     "Evaluation",
     "FarSamples",
+    "Judgement",
     "LabelShares",
     "LatentAgreement",
     "NearestLatent",
@@ -49,6 +52,7 @@ __all__ = [
     "Smoothness",
     "SupportSize",
     "TwoSampleTest",
+    "Verdict",
     "WhitenedResiduals",
     "compare",
     "earth_movers_distance",

@@ -65,11 +65,6 @@ def check_is_generator(generator: Generator) -> None:
         raise DtypeError(f"generator: expected a Generator, got {type(generator).__name__}")
 
 
-def has_encoder(generator: Generator) -> bool:
-    """Whether the generator guesses latent vectors of images."""
-    return generator.can("encode")
-
-
 def prior_draws(generator: Generator, count: int, *, seed: int) -> Tensor:
     """``(count, latent_dim)`` draws of the prior, by a random state of their own."""
     # Pyro's distributions draw from the global state only, so that is put aside and back again.
@@ -101,6 +96,22 @@ def decode(generator: Generator, z: Tensor) -> Tensor:
 def encode(generator: Generator, images: Tensor) -> Tensor:
     """Guesses of the latent vectors of ``(N, *image_shape)``, as `decode`."""
     return _chunked(generator.encode, images, generator)
+
+
+def encoder_draws(generator: Generator, images: Tensor, *, seed: int) -> Tensor:
+    """One draw for each image of the encoder's law, or its guess where it has none; as `encode`."""
+    encoding = getattr(generator, "encoding", None)
+    if encoding is None:
+        return encode(generator, images)
+
+    def moments(part: Tensor) -> Tensor:
+        law = encoding(part)
+        return torch.stack([law.mean, law.stddev], 1)
+
+    mean, std = _chunked(moments, images, generator).unbind(1)
+    # Not the numbers that the prior, or a user with the same seed, draws.
+    rng = torch.Generator(mean.device).manual_seed(seed + 3 * 2**30)
+    return mean + std * torch.randn(mean.shape, generator=rng, dtype=mean.dtype, device=mean.device)
 
 
 def rows_at_once(generator: Generator, *, tangents: int = 1) -> int:

@@ -83,6 +83,7 @@ def energy_test(
     check_count("permutations", permutations)
     n, m = len(first), len(second)
     pooled = torch.cat([first, second]).detach().double()
+    # `divergence.energy_influences` gets by with row sums, in blocks; exchanges need all distances.
     # The direct formula: the other one loses the small distances by cancellation.
     distances = torch.cdist(pooled, pooled, compute_mode="donot_use_mm_for_euclid_dist")
     rng = torch.Generator().manual_seed(seed)

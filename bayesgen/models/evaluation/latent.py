@@ -17,7 +17,7 @@ from bayesgen.models.evaluation.access import (
     check_latent,
     decode,
     encode,
-    has_encoder,
+    encoder_draws,
     prior_draws,
     prior_moments,
 )
@@ -91,6 +91,8 @@ def latent_agreement(
         The generator.
     images
         ``(N, *image_shape)``, at least two, better not those trained on. Their latent vectors are
+        drawn from the encoder's law, one for each image, where there is one (``encoding``): that
+        mixture is what should match the prior, and the means alone are narrower. Otherwise they are
         the encoder's or, where there is none, those of `nearest_latent`.
     z
         Other latent vectors to look at, ``(N, latent_dim)``; no images are needed then.
@@ -135,7 +137,7 @@ def latent_agreement(
     if z is None:
         if images is None:
             raise OptionError("images: expected images or z=, got neither")
-        z = latent_vectors(generator, images, minimum=2, seed=seed)
+        z = latent_draws(generator, images, seed=seed)
     check_latent(generator, "z", z, minimum=2)
     z = z.detach()
     mean, scale = (moment.to(z) for moment in prior_moments(generator))
@@ -160,13 +162,19 @@ def latent_agreement(
     )
 
 
-def latent_vectors(
-    generator: Generator, images: Tensor, *, minimum: int = 0, seed: int = 0
-) -> Tensor:
-    """The encoder's latent vectors of images, or the nearest ones where there is no encoder."""
-    check_images(generator, images, minimum=minimum)
-    if has_encoder(generator):
+def latent_vectors(generator: Generator, images: Tensor, *, seed: int = 0) -> Tensor:
+    """The encoder's guesses of latent vectors, or the nearest ones where there is no encoder."""
+    check_images(generator, images)
+    if generator.can("encode"):
         return encode(generator, images.detach())
+    return nearest_latent(generator, images, seed=seed).z
+
+
+def latent_draws(generator: Generator, images: Tensor, *, seed: int = 0) -> Tensor:
+    """As `latent_vectors`, but drawn from the encoder's law where there is one."""
+    check_images(generator, images, minimum=2)
+    if generator.can("encode"):
+        return encoder_draws(generator, images.detach(), seed=seed)
     return nearest_latent(generator, images, seed=seed).z
 
 

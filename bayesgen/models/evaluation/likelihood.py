@@ -126,6 +126,13 @@ class WhitenedResiduals:
     ----------
     mean, std
         Over all pixels of all images; ideally 0 and 1.
+    std_by_brightness
+        Of the pixels whose mean G(z) is in the lowest, middle and highest third of the range that
+        means have; ideally 1 in each. Where pixels are flat it is below 1: no residuals are as
+        small as the noise floor. Above 1, bands of uncertainty are too narrow there.
+    drawn_width
+        Root mean square of residuals drawn from the law over that of the actual ones; ideally 1,
+        and far above it if the covariance is of no use to draw from.
     beyond_two
         Part of the pixels beyond two standard deviations; 4.6 % of a normal law.
     row_correlation, column_correlation
@@ -136,6 +143,8 @@ class WhitenedResiduals:
 
     mean: float
     std: float
+    std_by_brightness: tuple[float, float, float]
+    drawn_width: float
     beyond_two: float
     row_correlation: dict[int, float]
     column_correlation: dict[int, float]
@@ -144,10 +153,13 @@ class WhitenedResiduals:
 
 
 @torch.no_grad()
-def whitened_residuals(generator: StructuredVAE, images: Tensor) -> WhitenedResiduals:
+def whitened_residuals(
+    generator: StructuredVAE, images: Tensor, *, seed: int = 0
+) -> WhitenedResiduals:
     """Check a structured covariance on images that it has not seen.
 
-    Residuals are those at the encoder's mean.
+    Each image is taken with one latent vector of the encoder's distribution, as in training: at
+    the encoder's mean residuals are smaller.
 
     Parameters
     ----------
@@ -155,6 +167,8 @@ def whitened_residuals(generator: StructuredVAE, images: Tensor) -> WhitenedResi
         A generator with correlated residuals.
     images
         ``(N, *image_shape)``, at least one.
+    seed
+        Seed of the latent vectors and of the residuals drawn.
 
     Returns
     -------
@@ -174,21 +188,35 @@ def whitened_residuals(generator: StructuredVAE, images: Tensor) -> WhitenedResi
     if not isinstance(generator, StructuredVAE):
         raise DtypeError(f"generator: expected a StructuredVAE, got {type(generator).__name__}")
     check_images(generator, images, minimum=1)
-    whitened, raw = [], []
+    rng = torch.Generator(images.device).manual_seed(seed)
+    parts = []
     for x in _parts(generator, images, 1):
-        law = generator.conditional(generator.encode(x))
-        whitened.append(law.whiten(x))
-        raw.append(x - law.mean)
-    residuals, before = torch.cat(whitened), torch.cat(raw)
+        law = generator.conditional(_draw(generator.encoding(x), 1, rng)[0])
+        noise = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
+        parts.append((law.whiten(x), x - law.mean, law.mean, law.colour(noise) - law.mean))
+    residuals, before, means, drawn = (torch.cat(part) for part in zip(*parts, strict=True))
     return WhitenedResiduals(
         mean=residuals.mean().item(),
         std=residuals.std(correction=0).item(),
+        std_by_brightness=_spread_by_thirds(residuals, means),
+        drawn_width=(drawn.square().mean() / before.square().mean()).sqrt().item(),
         beyond_two=(residuals.abs() > 2).to(residuals).mean().item(),
         row_correlation={lag: _autocorrelation(residuals, lag, -1) for lag in _LAGS},
         column_correlation={lag: _autocorrelation(residuals, lag, -2) for lag in _LAGS},
         raw_row_correlation={lag: _autocorrelation(before, lag, -1) for lag in _LAGS},
         raw_column_correlation={lag: _autocorrelation(before, lag, -2) for lag in _LAGS},
     )
+
+
+def _spread_by_thirds(residuals: Tensor, means: Tensor) -> tuple[float, float, float]:
+    """Standard deviations where means are in the lowest, middle and highest third of theirs."""
+    low, high = means.min(), means.max()
+    third = ((means - low) * (3 / (high - low))).nan_to_num(0).long().clamp(max=2)
+    spread = [
+        residuals[third == i].std(correction=0).item() if (third == i).any() else math.nan
+        for i in range(3)
+    ]
+    return spread[0], spread[1], spread[2]
 
 
 def _autocorrelation(x: Tensor, lag: int, dim: int) -> float:

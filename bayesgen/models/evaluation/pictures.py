@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bayesgen.models.base import Generator
-from bayesgen.models.evaluation.access import decode, prior_draws
-from bayesgen.models.evaluation.latent import far_samples, interpolation, latent_vectors
+from bayesgen.models.evaluation.access import decode, encoder_draws, prior_draws
+from bayesgen.models.evaluation.latent import far_samples, interpolation
 from bayesgen.models.evaluation.reconstruction import ReconstructionErrors
 from bayesgen.models.plot import plot_covariance, plot_images
 from bayesgen.models.structured_vae import StructuredVAE
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bayesgen.models.evaluation.report import Evaluation
+    from bayesgen.models.evaluation.outcome import Evaluation
 
 _LATENT_POINTS = 2000
 
@@ -90,7 +90,8 @@ def _latent(
 ) -> Figure:
     """Latent vectors of images and of the prior, in one random projection, and their norms."""
     known = images[:_LATENT_POINTS]
-    z = latent_vectors(generator, known) if generator.can("encode") else errors.nearest.z
+    encodes = generator.can("encode")
+    z = encoder_draws(generator, known, seed=seed) if encodes else errors.nearest.z
     draws = prior_draws(generator, len(z), seed=seed).to(z)
     rng = torch.Generator().manual_seed(seed)
     projection = torch.randn(generator.latent_dim, 2, generator=rng, dtype=z.dtype).to(z.device)

@@ -15,7 +15,6 @@ from bayesgen.models.evaluation.access import (
     check_images,
     decode,
     encode,
-    has_encoder,
     prior_draws,
     prior_moments,
     rows_at_once,
@@ -136,7 +135,7 @@ def nearest_latent(
     (torch.Size([2, 16]), True)
     """
     check_images(generator, images)
-    guessed = start is None and has_encoder(generator)
+    guessed = start is None and generator.can("encode")
     solver, steps = _choices(generator, solver, steps, guessed)
     restarts = (1 if guessed else 2) if restarts is None else restarts
     check_count("restarts", restarts)
@@ -176,7 +175,7 @@ def _choices(
 
 def _starts(generator: Generator, images: Tensor, restarts: int, seed: int) -> Tensor:
     """``(restarts, N, latent_dim)``: the encoder's guess first, then draws of the prior."""
-    guesses = [encode(generator, images)[None]] if has_encoder(generator) else []
+    guesses = [encode(generator, images)[None]] if generator.can("encode") else []
     wanted = restarts - len(guesses)
     if wanted:
         draws = prior_draws(generator, max(SCREENED, wanted), seed=seed).to(images)
@@ -330,7 +329,7 @@ def reconstruction_errors(
         generator, images, restarts=restarts, solver=solver, steps=steps, seed=seed
     )
     sources = {"nearest": nearest.images}
-    if has_encoder(generator):
+    if generator.can("encode"):
         sources = {"encoder": decode(generator, encode(generator, images)), **sources}
     measures = _measures(generator)
     values = {

@@ -1,4 +1,4 @@
-"""Is a generator fit to be a prior for inverse problems? All measures, in one report.
+"""Is a generator fit to be a prior for inverse problems? All measures, in one evaluation.
 
 What is asked follows Duff, Campbell and Ehrhardt (2023), section 2: every image sought is in the
 generator's range, samples look like the images sought, the generator is smooth, the law of the
@@ -7,11 +7,9 @@ latent vectors of images is known, and nothing odd comes from outside it.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,15 +24,17 @@ from bayesgen.models.evaluation.coverage import precision_recall
 from bayesgen.models.evaluation.labels import label_shares
 from bayesgen.models.evaluation.latent import far_samples, latent_agreement
 from bayesgen.models.evaluation.likelihood import (
+    WhitenedResiduals,
     importance_weighted_bound,
     negative_log_density,
     whitened_residuals,
 )
+from bayesgen.models.evaluation.outcome import Evaluation, Row, plain
 from bayesgen.models.evaluation.reconstruction import ReconstructionErrors, reconstruction_errors
-from bayesgen.models.evaluation.samples import Estimate
 from bayesgen.models.evaluation.smoothness import smoothness
 from bayesgen.models.evaluation.support import support_size
 from bayesgen.models.evaluation.two_sample import two_sample_test
+from bayesgen.models.evaluation.verdict import judge
 from bayesgen.models.glow import Glow
 from bayesgen.models.structured_vae import StructuredVAE
 from bayesgen.models.vae import VAE
@@ -44,92 +44,9 @@ from bayesgen.types import check_count
 _RECONSTRUCTED, _LIKELIHOOD = 500, 500
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the report.
-
-    Attributes
-    ----------
-    criterion
-        Which question it answers: ``"range"``, ``"samples"``, ``"smooth"``, ``"latent law"``,
-        ``"far away"``.
-    name
-        What was measured.
-    value
-        In words, with its uncertainty where there is one.
-    wanted
-        What good looks like.
-    """
-
-    criterion: str
-    name: str
-    value: str
-    wanted: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found; printing it gives a table.
-
-    Attributes
-    ----------
-    rows
-        The table.
-    measures
-        All numbers, by part, as JSON can hold them.
-    generator
-        The generator that was evaluated.
-    images
-        The images it was evaluated on.
-    reconstruction
-        Reconstructions of the first of them, and their errors.
-    """
-
-    rows: tuple[Row, ...]
-    measures: dict[str, Any]
-    generator: Generator
-    images: Tensor
-    reconstruction: ReconstructionErrors
-
-    def __str__(self) -> str:
-        cells = [("", "measure", "value", "good is"), *map(_cells, self.rows)]
-        widths = [max(len(row[column]) for row in cells) for column in range(3)]
-        lines = []
-        for row in cells:
-            padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-            lines.append("  ".join([*padded, row[3]]).rstrip())
-        return "\n".join(lines)
-
-    def markdown(self) -> str:
-        """Return the table in Markdown."""
-        lines = ["| | measure | value | good is |", "|---|---|---|---|"]
-        return "\n".join(lines + ["| " + " | ".join(_cells(row)) + " |" for row in self.rows])
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write ``evaluation.json``, ``evaluation.md`` and pictures into a folder.
-
-        Returns
-        -------
-        list
-            The files written.
-        """
-        from bayesgen.models.evaluation.pictures import save_pictures
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        table, numbers = folder / "evaluation.md", folder / "evaluation.json"
-        table.write_text(self.markdown() + "\n")
-        numbers.write_text(json.dumps(self.measures, indent=2, sort_keys=True) + "\n")
-        return [table, numbers, *save_pictures(self, folder)]
-
-
-def _cells(row: Row) -> tuple[str, str, str, str]:
-    return row.criterion, row.name, row.value, row.wanted
-
-
 @dataclass
 class _Report:
-    """The report while it is being written."""
+    """What was measured so far."""
 
     rows: list[Row] = field(default_factory=list)
     measures: dict[str, Any] = field(default_factory=dict)
@@ -171,7 +88,7 @@ def evaluate(
     Returns
     -------
     Evaluation
-        The table, all numbers, and what is needed for pictures.
+        The table, the verdict, all numbers, and what is needed for pictures.
 
     Raises
     ------
@@ -215,7 +132,10 @@ def evaluate(
     _latent(report, generator, errors, images, seed)
     progress("likelihood")
     _likelihood(report, generator, images[:_LIKELIHOOD], seed)
-    return Evaluation(tuple(report.rows), report.measures, generator, images, errors)
+    measures = plain(report.measures)
+    verdict = judge(measures)
+    measures["verdict"] = plain(verdict)
+    return Evaluation(tuple(report.rows), measures, generator, images, errors, verdict)
 
 
 def as_bytes(images: Tensor) -> Tensor:
@@ -231,7 +151,12 @@ def _reconstruction(
     report: _Report, generator: Generator, images: Tensor, seed: int
 ) -> ReconstructionErrors:
     errors = reconstruction_errors(generator, images, seed=seed)
-    report.measures["reconstruction"] = errors.summary() | {"images": len(images)}
+    squares = errors.nearest.residual.square() / math.prod(generator.image_shape)
+    residual = squares.mean().sqrt().item()
+    report.measures["reconstruction"] = errors.summary() | {
+        "images": len(images),
+        "residual": residual,
+    }
     wanted = {
         "psnr": "above what the data's noise allows",
         "nrmse": "small beside the noise of the data",
@@ -252,7 +177,7 @@ def _reconstruction(
 def _divergences(report: _Report, generated: Tensor, real: Tensor, other_real: Tensor) -> None:
     found = compare(generated, real, other_real)
     unit = found.mean_square_norm
-    report.measures["divergences"] = _plain(found) | {
+    report.measures["divergences"] = plain(found) | {
         "earth_movers_normalised": {
             "generated": found["earth_movers"].generated.value / unit,
             "floor": found["earth_movers"].floor.value / unit,
@@ -275,17 +200,17 @@ def _coverage(
 ) -> None:
     found = precision_recall(generated, real)
     floor = precision_recall(other_real, real)
-    report.measures["coverage"] = {"generated": _plain(found), "real": _plain(floor)}
+    report.measures["coverage"] = {"generated": found, "real": floor}
     for name in ("precision", "recall", "density", "coverage"):
         value = f"{getattr(found, name)}, real {getattr(floor, name)}"
         report.add("samples", name, value, "that of other real images")
     test = two_sample_test(generated, real, seed=seed)
-    report.measures["two_sample_test"] = _plain(test)
+    report.measures["two_sample_test"] = test
     report.add(
         "samples", "classifier against real images", str(test), "accuracy 0.5; 1 tells all apart"
     )
     size = support_size(generated, real)
-    report.measures["support"] = _plain(size)
+    report.measures["support"] = size
     report.add("samples", "different images drawn", str(size), "more than the training images")
 
 
@@ -304,7 +229,7 @@ def _discriminator(report: _Report, generator: Generator, generated: Tensor, rea
 
 def _labels(report: _Report, generated: Tensor, images: Tensor, labels: Tensor) -> None:
     found = label_shares(generated, images, labels)
-    report.measures["labels"] = _plain(found) | {"factor": found.factor}
+    report.measures["labels"] = plain(found) | {"factor": found.factor}
     value = (
         f"within a factor {found.factor:.3g} of the data's; classifier {found.accuracy:.1%} right"
     )
@@ -333,7 +258,7 @@ def _latent(
 ) -> None:
     z = None if generator.can("encode") else errors.nearest.z
     found = latent_agreement(generator, images, z=z, seed=seed)
-    report.measures["latent"] = _plain(found)
+    report.measures["latent"] = found
     report.add(
         "latent law",
         "latent vectors of images: mean, width, correlation",
@@ -384,45 +309,23 @@ def _likelihood(report: _Report, generator: Generator, images: Tensor, seed: int
         )
         report.add("samples", "-log p(x | z), nats a pixel", f"{nll.mean():.4f}", "small")
     if isinstance(generator, StructuredVAE):
-        white = whitened_residuals(generator, images)
-        measures["whitened"] = _plain(white)
-        near = max(abs(white.row_correlation[1]), abs(white.column_correlation[1]))
-        before = max(abs(white.raw_row_correlation[1]), abs(white.raw_column_correlation[1]))
-        report.add("samples", "whitened residuals: width", f"{white.std:.3f}", "1")
-        value = f"{near:.3f}, before {before:.3f}"
-        report.add("samples", "whitened residuals: correlation of neighbours", value, "0")
-        measures["drawn_spread"] = _drawn_spread(generator, images, seed)
-        value = f"{measures['drawn_spread']:.3g}"
-        report.add("samples", "width of drawn residuals over that of residuals", value, "1")
+        measures["whitened"] = _add_whitened(report, generator, images, seed)
     if measures:
         report.measures["likelihood"] = measures
 
 
-@torch.no_grad()
-def _drawn_spread(generator: StructuredVAE, images: Tensor, seed: int) -> float:
-    """Far above one if draws explode, as they can where flat images leave weights undetermined."""
-    z = generator.encode(images)
-    rng = torch.Generator(images.device).manual_seed(seed)
-    noise = torch.randn(images.shape, generator=rng, dtype=images.dtype, device=images.device)
-    drawn = generator.residual_prior(z).colour(noise)
-    residuals = images - generator(z)
-    return (drawn.square().mean() / residuals.square().mean()).sqrt().item()
-
-
-def _plain(value: Any) -> Any:
-    """Replace results by what JSON can hold; infinities become words."""
-    if isinstance(value, Estimate):
-        return {"value": _plain(value.value), "standard_error": _plain(value.standard_error)}
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name)) for name in _names(value)}
-    if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def _names(value: Any) -> Iterator[str]:
-    return iter(value.__dataclass_fields__)
+def _add_whitened(
+    report: _Report, generator: StructuredVAE, images: Tensor, seed: int
+) -> WhitenedResiduals:
+    white = whitened_residuals(generator, images, seed=seed)
+    near = max(abs(white.row_correlation[1]), abs(white.column_correlation[1]))
+    before = max(abs(white.raw_row_correlation[1]), abs(white.raw_column_correlation[1]))
+    thirds = ", ".join(f"{width:.2f}" for width in white.std_by_brightness)
+    for measure, value, good in (
+        ("whitened residuals: width", f"{white.std:.3f}", "1"),
+        ("  where the mean is dark, medium, bright", thirds, "1; above, too narrow bands"),
+        ("  correlation of neighbours", f"{near:.3f}, before {before:.3f}", "0"),
+        ("width of drawn residuals over that of residuals", f"{white.drawn_width:.3g}", "1"),
+    ):
+        report.add("samples", measure, value, good)
+    return white

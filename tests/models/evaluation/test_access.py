@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesgen.models import VAE, Generator
+from bayesgen.models import AE, VAE, Generator
 from bayesgen.models.evaluation import access
 from bayesgen.models.evaluation.access import (
     decode,
     encode,
-    has_encoder,
+    encoder_draws,
     prior_draws,
     prior_moments,
     rows_at_once,
@@ -78,6 +78,25 @@ def test_chunks_give_what_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not decode(G, z).requires_grad and decode(G, z[:0]).shape == (0, 6, 6)
 
 
-def test_an_encoder_is_noticed() -> None:
-    assert has_encoder(VAE((6, 6), latent_dim=2, width=8, channels=2))
-    assert not has_encoder(Other(dist.Normal(torch.zeros(2), 1.0).to_event(1)))
+def test_draws_follow_the_encoder_s_law_and_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    G = VAE((6, 6), latent_dim=2, width=8, channels=2).requires_grad_(False)
+    images = torch.rand(2000, 6, 6, generator=torch.Generator().manual_seed(0))
+    law, z = G.encoding(images), encoder_draws(G, images, seed=3)
+    noise = (z - law.mean) / law.stddev
+    # Five standard errors of mean and standard deviation of 4000 numbers.
+    assert abs(noise.mean()) < 5 / 4000**0.5 and abs(noise.std() - 1) < 5 / 8000**0.5
+    assert not torch.equal(z, encoder_draws(G, images, seed=4))
+    # Nor are they what the prior, or anyone else, draws with that seed.
+    for others in (
+        prior_draws(G, 2000, seed=3),
+        torch.randn(2000, 2, generator=torch.Generator().manual_seed(3)),
+    ):
+        assert abs(torch.corrcoef(torch.stack([others[:, 0], noise[:, 0]]))[0, 1]) < 5 / 2000**0.5
+    monkeypatch.setattr(access, "CHUNK", 36 * 700)
+    torch.testing.assert_close(encoder_draws(G, images, seed=3), z)
+
+
+def test_an_encoder_without_a_law_gives_its_guesses() -> None:
+    G = AE((6, 6), latent_dim=2, width=8, channels=2)
+    images = torch.rand(5, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(encoder_draws(G, images, seed=0), encode(G, images))

@@ -34,6 +34,13 @@ class Encoded(Plain):
         return x[..., : self.latent_dim]
 
 
+class Variational(Encoded):
+    """An encoder whose means and standard deviations share the prior's variance of one."""
+
+    def encoding(self, x: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.encode(x), math.sqrt(0.5)).to_event(1)
+
+
 class Cauchy(Plain):
     """A prior without moments, and not normal."""
 
@@ -92,6 +99,23 @@ def test_encodings_of_images_or_else_nearest_vectors_are_looked_at(rng: torch.Ge
     found = latent_agreement(Plain(), Plain()(z), **options)
     assert found.mean == pytest.approx(direct.mean, abs=1e-3)
     assert found.effect == pytest.approx(direct.effect, abs=1e-3)
+
+
+def test_what_should_match_the_prior_is_the_encoder_s_law_not_its_mean(
+    rng: torch.Generator,
+) -> None:
+    means = math.sqrt(0.5) * torch.randn(2000, 3, generator=rng, dtype=torch.float64)
+    options = {"max_points": 2000, "permutations": 199}
+    found = latent_agreement(Variational(), Encoded()(means), **options)
+    # Bounds of five standard errors.
+    assert abs(found.std - 1) < 5 / math.sqrt(2 * 3 * 2000)
+    assert found.norm_p_value is not None and found.norm_p_value > 1e-6
+    assert abs(found.effect) < 0.005 and found.p_value > 0.004
+    assert latent_agreement(Variational(), Encoded()(means), **options) == found
+    narrow = latent_agreement(Encoded(), Encoded()(means), **options)
+    assert abs(narrow.std - math.sqrt(0.5)) < 5 * math.sqrt(0.5) / math.sqrt(2 * 3 * 2000)
+    assert narrow.norm_p_value is not None and narrow.norm_p_value < 1e-6
+    assert narrow.effect > 0.01 and narrow.p_value == 1 / 200
 
 
 def test_priors_that_are_not_normal_have_no_test_of_the_norm(rng: torch.Generator) -> None:

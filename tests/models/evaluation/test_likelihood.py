@@ -191,6 +191,7 @@ def structured(**options: Any) -> StructuredVAE:
     with torch.no_grad():
         last: Any = G.encoder[-1]
         last.weight.zero_()
+        last.bias[2:] = -40.0  # every image has the latent vector zero
         for parameter in G.covariance_decoder.parameters():
             parameter.normal_(std=0.5, generator=rng)
     return G.requires_grad_(False)

@@ -46,16 +46,21 @@ def test_every_kind_gets_a_report(kind: str, images: Tensor, tmp_path: Path) -> 
     assert questions == {"range", "samples", "smooth", "latent law", "far away"}
     assert all(row.wanted and row.value and "nan" not in row.value for row in found.rows)
     assert len(said) == 5
-    text = str(found)
-    assert all(row.name in text and row.name in found.markdown() for row in found.rows)
+    assert {each.criterion for each in found.verdict.criteria} == questions
     written = found.save(tmp_path / "report")
     names = {path.name for path in written}
     expected = {"samples.png", "reconstructions.png", "interpolation.png", "latent.png", "far.png"}
     assert expected | {"evaluation.md", "evaluation.json"} <= names
     assert ("covariance.png" in names) == isinstance(generator, StructuredVAE)
     assert all(path.stat().st_size > 0 for path in written)
+    # Infinities, as of exact reconstructions and missing labels, are no JSON.
+    assert json.dumps(found.measures, allow_nan=False)
     numbers = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert numbers == json.loads(json.dumps(found.measures))
+    assert numbers == found.measures
+    residual = found.reconstruction.nearest.images - images
+    assert numbers["reconstruction"]["residual"] == pytest.approx(
+        residual.square().mean().sqrt().item(), rel=1e-4, abs=1e-6
+    )
     assert any("drawn residuals" in row.name for row in found.rows) == (
         isinstance(generator, StructuredVAE)
     )
@@ -82,6 +87,12 @@ def test_a_perfect_generator_is_told_from_a_poor_one() -> None:
     assert abs(energy["good"]) < 0.2 * energy["poor"]
     effect = {name: r["latent"]["effect"] for name, r in reports.items()}
     assert effect["good"] < 0.02 < effect["poor"]
+    status = {
+        name: {each["criterion"]: each["status"] for each in r["verdict"]["criteria"]}
+        for name, r in reports.items()
+    }
+    assert status["good"]["latent law"] == status["good"]["samples"] == "good"
+    assert status["poor"]["latent law"] == "poor" and status["poor"]["samples"] == "fair"
     assert reports["good"]["latent"]["std"] == pytest.approx(1, abs=0.1)
     assert reports["poor"]["latent"]["std"] == pytest.approx(2, abs=0.2)
 
