@@ -5,7 +5,15 @@ Write the inverse problem as a Pyro model, call `infer`, get draws, uncertainty 
 
 from __future__ import annotations
 
-from bayesgen import datasets, distributions, inference, models, operators, reconstruction
+from bayesgen import (
+    datasets,
+    distributions,
+    inference,
+    models,
+    operators,
+    reconstruction,
+    regularisers,
+)
 from bayesgen._version import __version__
 from bayesgen.infer import infer
 from bayesgen.log_density import LogDensity
@@ -22,4 +30,5 @@ __all__ = [
     "models",
     "operators",
     "reconstruction",
+    "regularisers",
 ]

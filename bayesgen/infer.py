@@ -104,6 +104,7 @@ def infer(
     rng = _generator(seed)
     log_density = LogDensity(model, *args, batched=batched)
     position = _start(start, log_density, chains, rng)
+    method = method.suited(log_density) if isinstance(method, Optimiser) else method
     with progress_monitor(method, chains, log_density.num_problems, show=progress) as monitor:
         if isinstance(method, Optimiser):
             run = run_optimiser(method, log_density, position, rng, monitor=monitor)

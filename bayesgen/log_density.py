@@ -27,13 +27,17 @@ from bayesgen.model_sites import (
     FixedParameters,
     Model,
     Site,
+    Startable,
     argument_names,
     blame,
+    draw_or_zero,
     isolated,
     log_prob_of_sites,
     read_model,
 )
+from bayesgen.proximal import ProximalMap
 from bayesgen.recording import record
+from bayesgen.structure import LeastSquares, find_least_squares, find_proximal_maps
 
 
 class LogDensity:
@@ -100,14 +104,13 @@ class LogDensity:
         arguments = [self._arguments(self._data_of(problem)) for problem in each]
         self.sites = read_model(model, *arguments[0], others=arguments[1:])
         self.num_dims = self.sites.num_dims
-        prototype = next(iter(self.sites.latent.values())).prior.sample
         with isolated(0), torch.no_grad():
-            value = prototype()
+            value = draw_or_zero(next(iter(self.sites.latent.values())).prior)
         self.dtype, self.device = value.dtype, value.device
         self._has_jacobian = not all(
             _is_identity(site.transform) for site in self.sites.latent.values()
         )
-        self._graphs: dict[tuple[int, ...], Callable[..., tuple[Tensor, Tensor]]] = {}
+        self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self.vectorised = True
         self._choose_evaluation()
 
@@ -119,7 +122,9 @@ class LogDensity:
 
     # ------------------------------------------------------------------ evaluation
 
-    def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
+    def value_and_grad(
+        self, v: Tensor, *, jacobian: bool = True, smooth: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Log density and its gradient.
 
         Parameters
@@ -130,6 +135,8 @@ class LogDensity:
         jacobian
             Whether to include :math:`\\log |\\det T'(v)|`. Samplers need it; the mode of the
             density of :math:`\\theta` itself, which MAP reports, is found without.
+        smooth
+            Whether to leave out the priors of the sites in `proximal`.
 
         Returns
         -------
@@ -137,13 +144,34 @@ class LogDensity:
             Shapes ``v.shape[:-1]`` and ``v.shape``. Outside the model's domain the value may be
             NaN or minus infinity.
         """
+        jacobian = jacobian or not self._has_jacobian
+        without = frozenset(self.proximal) if smooth else frozenset()
+        gradient_of = functools.partial(self._value_and_grad, jacobian=jacobian, without=without)
+        value, gradient = self.evaluate(f"gradient {jacobian} {sorted(without)}", gradient_of, v)
+        return value, gradient
+
+    def evaluate(self, name: str, fn: Callable[..., Any], v: Tensor) -> tuple[Tensor, ...]:
+        """Tensors that a function computes from points and data, recorded as a graph.
+
+        Parameters
+        ----------
+        name
+            Of the function, under which its graphs are kept.
+        fn
+            From ``(rows, *data)``, rows being ``(N, n)`` or ``(num_problems, N, n)``, to tensors
+            with the same leading axes.
+        v
+            Points ``(*batch, n)``, after an axis of problems if there are several.
+        """
         rows = self._rows(v)
         if rows.numel() == 0:
-            return v.new_zeros(v.shape[:-1]), torch.zeros_like(v)
-        evaluate = self._evaluation(rows, jacobian or not self._has_jacobian)
+            with torch.no_grad():
+                like = fn(rows.new_zeros(*rows.shape[:-2], 1, self.num_dims), *self._data)
+            lead = rows.ndim - 1
+            return tuple(part.new_zeros(v.shape[:-1] + part.shape[lead:]) for part in like)
         with torch.no_grad():
-            value, gradient = evaluate(rows, *self._data)
-        return value.reshape(v.shape[:-1]), gradient.reshape(v.shape)
+            found = self._recorded(name, fn, rows)(rows, *self._data)
+        return tuple(part.reshape(v.shape[:-1] + part.shape[rows.ndim - 1 :]) for part in found)
 
     def log_prob(self, v: Tensor, *, jacobian: bool = True) -> Tensor:
         """Log density of shape ``v.shape[:-1]``; differentiable, not recorded."""
@@ -157,19 +185,18 @@ class LogDensity:
             raise ShapeError(f"v: has shape {tuple(v.shape)}; expected ({expected})")
         return v.reshape(*lead, math.prod(v.shape[len(lead) : -1]), self.num_dims).contiguous()
 
-    def _evaluation(self, rows: Tensor, jacobian: bool) -> Callable[..., tuple[Tensor, Tensor]]:
-        direct = functools.partial(self._value_and_grad, jacobian=jacobian)
+    def _recorded(self, name: str, fn: Callable[..., Any], rows: Tensor) -> Callable[..., Any]:
         if not (self.compile and self.vectorised):
-            return direct
-        key = (jacobian, *rows.shape)
+            return fn
+        key = (name, *rows.shape)
         if key not in self._graphs:
             try:
                 with isolated():
-                    self._graphs[key] = record(direct, rows, *self._data)
+                    self._graphs[key] = record(fn, rows, *self._data)
             except Exception as error:
                 # Python that looks into the data, such as `if y.mean() > 0`, works under vmap but
                 # cannot be recorded.
-                self._graphs[key] = direct
+                self._graphs[key] = fn
                 warnings.warn(
                     "the model cannot be recorded as a graph and runs through Pyro each time, "
                     f"which is slower: {blame(self.model, error)}: {_first_line(error)}",
@@ -179,36 +206,57 @@ class LogDensity:
         return self._graphs[key]
 
     def _value_and_grad(
-        self, rows: Tensor, *data: Tensor, jacobian: bool = True
+        self,
+        rows: Tensor,
+        *data: Tensor,
+        jacobian: bool = True,
+        without: frozenset[str] = frozenset(),
     ) -> tuple[Tensor, Tensor]:
         # One ordinary gradient of the sum, outside the vmap: chains do not interact, and it is
         # cheaper than vmap(grad).
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()
-            value = self._log_prob(rows, *data, jacobian=jacobian)
+            value = self._log_prob(rows, *data, jacobian=jacobian, without=without)
             if value.requires_grad:
                 (gradient,) = torch.autograd.grad(value.sum(), rows)
             else:
                 gradient = torch.zeros_like(rows)
         return value.detach(), gradient
 
-    def _log_prob(self, rows: Tensor, *data: Tensor, jacobian: bool = True) -> Tensor:
-        def of_one(v: Tensor, *data: Tensor) -> Tensor:
-            terms: list[Tensor] = []
-            values: dict[str, Tensor] = {}
-            for site in self.sites.latent.values():
-                u = site.take(v)
-                values[site.name] = site.transform(u)
-                if jacobian and not _is_identity(site.transform):
-                    log_det = site.transform.log_abs_det_jacobian(u, values[site.name])
-                    terms.append(log_det.sum())
-            trace = self.trace(values, data)
-            terms.extend(log_prob for _, log_prob in log_prob_of_sites(trace))
+    def _log_prob(
+        self,
+        rows: Tensor,
+        *data: Tensor,
+        jacobian: bool = True,
+        without: frozenset[str] = frozenset(),
+    ) -> Tensor:
+        def total(trace: poutine.Trace) -> Tensor:
+            terms = [term for name, term in log_prob_of_sites(trace) if name not in without]
             return functools.reduce(torch.add, terms)
 
+        value: Tensor = self.map_traces(total, rows, data)
+        return value + self._log_abs_det(rows) if jacobian and self._has_jacobian else value
+
+    def _log_abs_det(self, rows: Tensor) -> Tensor:
+        """Of the map from unconstrained points to the values of the sites."""
+        total = rows.new_zeros(rows.shape[:-1])
+        for site in self.sites.latent.values():
+            if not _is_identity(site.transform):
+                u = site.take(rows)
+                log_det = site.transform.log_abs_det_jacobian(u, site.transform(u))
+                total = total + log_det.reshape(*rows.shape[:-1], -1).sum(-1)
+        return total
+
+    def map_traces(
+        self, fn: Callable[[poutine.Trace], Any], rows: Tensor, data: Sequence[Tensor]
+    ) -> Any:
+        """What ``fn`` finds in the model's trace at every row, differentiable; see `evaluate`."""
+
+        def of_one(v: Tensor, *data: Tensor) -> Any:
+            return fn(self.trace(self.constrain(v), data))
+
         with pyro.validation_enabled(False):
-            value: Tensor = self._map(of_one, rows, data)
-        return value
+            return self._map(of_one, rows, data)
 
     def trace(
         self, values: Mapping[str, Tensor], data: Sequence[Tensor] | None = None
@@ -217,6 +265,10 @@ class LogDensity:
         args, kwargs = self._arguments(data)
         conditioned = poutine.condition(FixedParameters()(self.model), data=dict(values))
         return poutine.trace(conditioned).get_trace(*args, **kwargs)
+
+    def data_of_one(self) -> list[Tensor]:
+        """The data of the only problem, or of the first."""
+        return self._data_of(None if self.num_problems is None else 0)
 
     def _data_of(self, problem: int | None) -> list[Tensor]:
         return self._data if problem is None else [d[problem] for d in self._data]
@@ -239,6 +291,18 @@ class LogDensity:
                 return mapped(rows, *data)
         with native_batching(2):
             return torch.func.vmap(mapped, in_dims=(0,) * (1 + len(data)))(rows, *data)
+
+    # ------------------------------------------------------------------ structure
+
+    @cached_property
+    def proximal(self) -> dict[str, ProximalMap]:
+        """Proximal maps of the latent sites whose prior has one, by name; see `structure`."""
+        return find_proximal_maps(self)
+
+    @cached_property
+    def least_squares(self) -> LeastSquares | None:
+        """The residuals of the model, if all of its sites are normal; see `structure`."""
+        return find_least_squares(self)
 
     # ------------------------------------------------------------------ trust, but verify
 
@@ -327,7 +391,7 @@ class LogDensity:
         sites = self.sites.latent.values()
         with isolated(seed), torch.no_grad():
             if self.sites.prior_is_static:
-                values = {site.name: site.prior.sample(torch.Size(lead)) for site in sites}
+                values = {site.name: draw_or_zero(site.prior, lead) for site in sites}
                 return self.unconstrain(values)
             draws = [self._prior_draw(i // num) for i in range(math.prod(lead))]
         return torch.stack(draws).reshape(*lead, self.num_dims)
@@ -336,7 +400,8 @@ class LogDensity:
         args, kwargs = self._arguments(
             None if self.num_problems is None else self._data_of(problem)
         )
-        trace = poutine.trace(FixedParameters()(self.model)).get_trace(*args, **kwargs)
+        model = Startable()(FixedParameters()(self.model))
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
         nodes: Mapping[str, Any] = trace.nodes
         return self.unconstrain({name: nodes[name]["value"] for name in self.sites.latent})
 

@@ -77,14 +77,19 @@ class ModelSites:
         Values of the observed sites.
     deterministic
         Shapes of the ``pyro.deterministic`` sites.
-    prior_is_static
-        Whether no latent site's prior depends on another latent site or on the data.
+    static_priors
+        Latent sites whose prior depends neither on another latent site nor on the data.
     """
 
     latent: dict[str, Site]
     observed: dict[str, Tensor]
     deterministic: dict[str, torch.Size]
-    prior_is_static: bool
+    static_priors: frozenset[str]
+
+    @property
+    def prior_is_static(self) -> bool:
+        """Whether no latent site's prior depends on another latent site or on the data."""
+        return set(self.static_priors) == set(self.latent)
 
     @property
     def num_dims(self) -> int:
@@ -153,7 +158,9 @@ def read_model(
         deterministic={
             n: s["value"].shape for n, s in nodes[0].items() if s["infer"].get("_deterministic")
         },
-        prior_is_static=all(_priors_agree(latent, nodes[0], other) for other in nodes[1:]),
+        static_priors=frozenset(
+            name for name in latent if all(_same_prior(name, nodes[0], other) for other in nodes)
+        ),
     )
 
 
@@ -186,6 +193,36 @@ class FixedParameters(Messenger):
         message["done"] = message["value"] is not None
 
 
+class Startable(Messenger):
+    """Gives latent sites whose prior has no draws, an improper one, the value 0 instead.
+
+    Zero of the unconstrained space: a place to start from, not a draw.
+    """
+
+    def _pyro_sample(self, message: dict[str, Any]) -> None:
+        if not message["is_observed"] and message["value"] is None:
+            message["value"] = draw_or_zero(message["fn"])
+
+
+def draw_or_zero(prior: Any, sample_shape: Sequence[int] = ()) -> Tensor:
+    """A draw from a distribution; the image of zero if it is improper and has none.
+
+    Examples
+    --------
+    >>> from pyro.distributions import ImproperUniform, constraints
+    >>> draw_or_zero(ImproperUniform(constraints.positive, (), (2,)))
+    tensor([1., 1.])
+    """
+    try:
+        return cast(Tensor, prior.sample(torch.Size(sample_shape)))
+    except NotImplementedError:
+        transform = biject_to(_support(prior.support))
+        shape = transform.inverse_shape(prior.batch_shape + prior.event_shape)
+        dtype = getattr(prior, "dtype", None)
+        zero = torch.zeros(torch.Size(sample_shape) + shape, dtype=dtype)
+        return cast(Tensor, transform(zero))
+
+
 def blame(model: Model, error: BaseException) -> str:
     """The statement of the user's code, closest to the failure, that led to ``error``."""
     libraries = tuple(
@@ -214,6 +251,36 @@ def log_prob_of_sites(trace: poutine.Trace) -> Iterator[tuple[str, Tensor]]:
             continue
         log_prob = site["fn"].log_prob(site["value"])
         yield name, _scaled(log_prob, site).sum()
+
+
+def normalised_residuals(trace: poutine.Trace) -> Tensor | None:
+    """Residuals r of all sites of ``trace`` in one row, if its log density is -|r|^2/2 + constant.
+
+    None if some site is not normal. Whether scales depend on latent sites, so that the constant is
+    none, is not seen here.
+    """
+    rows = []
+    for _, site in _sample_nodes(trace):
+        if site["infer"].get("_deterministic"):
+            continue
+        fn = site["fn"]
+        while isinstance(fn, torch.distributions.Independent):
+            fn = fn.base_dist
+        if isinstance(fn, torch.distributions.Normal):
+            residual = (site["value"] - fn.loc) / fn.scale
+        elif hasattr(fn, "whiten"):
+            residual = fn.whiten(site["value"])
+        elif isinstance(fn, torch.distributions.MultivariateNormal):
+            difference = (site["value"] - fn.loc).unsqueeze(-1)
+            solved = torch.linalg.solve_triangular(fn.scale_tril, difference, upper=False)
+            residual = solved.squeeze(-1)
+        else:
+            return None
+        mask, scale = site["mask"], site["scale"]
+        if residual.is_complex() or mask is not None:
+            return None
+        rows.append((residual * scale**0.5).flatten())
+    return torch.cat(rows)
 
 
 def elementwise_log_prob(site: dict[str, Any]) -> Tensor:
@@ -291,7 +358,7 @@ def _prior_trace(
     try:
         # Validation is on for this run only: it finds a scale <= 0 and its like.
         with isolated(seed), pyro.validation_enabled(True), torch.no_grad():
-            trace = poutine.trace(FixedParameters()(model)).get_trace(*args, **kwargs)
+            trace = poutine.trace(Startable()(FixedParameters()(model))).get_trace(*args, **kwargs)
     except BayesgenError as error:
         raise type(error)(f"{blame(model, error)}: {_own_words(error)}") from error
     except Exception as error:
@@ -418,14 +485,9 @@ def _check_supports(latent: dict[str, Site], runs: list[dict[str, dict[str, Any]
                 )
 
 
-def _priors_agree(
-    latent: dict[str, Site], first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]
+def _same_prior(
+    name: str, first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]]
 ) -> bool:
-    return all(
-        math.isclose(
-            float(first[name]["fn"].log_prob(first[name]["value"]).sum()),
-            float(second[name]["fn"].log_prob(first[name]["value"]).sum()),
-            rel_tol=0.0,
-        )
-        for name in latent
-    )
+    value = first[name]["value"]
+    one, other = (float(run[name]["fn"].log_prob(value).sum()) for run in (first, second))
+    return math.isclose(one, other, rel_tol=0.0)

@@ -1,4 +1,4 @@
-"""Noise models, and Gaussian laws of images whose precision has a sparse factor."""
+"""Noise models, Gaussian laws with sparse precision factors, and total variation, for images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bayesgen.distributions.noise import (
     StudentTNoise,
 )
 from bayesgen.distributions.structured import StructuredNormal
+from bayesgen.distributions.total_variation import TotalVariation
 
 __all__ = [
     "Noise",
@@ -22,4 +23,5 @@ __all__ = [
     "PoissonGaussianNoise",
     "RicianNoise",
     "StructuredNormal",
+    "TotalVariation",
 ]

@@ -85,6 +85,10 @@ class Optimiser(Method):
 
     max_iterations: int
 
+    def suited(self, log_density: Density) -> Optimiser:
+        """The method with everything decided that was left to the structure of the problem."""
+        return self
+
     def finished(self, state: Any) -> bool:
         """Whether every chain has stopped."""
         raise NotImplementedError

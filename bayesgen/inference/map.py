@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bayesgen.errors import OptionError, unknown_option
 from bayesgen.inference.base import Optimiser
-from bayesgen.inference.solvers import SOLVERS, SolverState
+from bayesgen.inference.solvers import SOLVERS, Objective, SolverState
 from bayesgen.types import Density, check_count, check_positive
+
+# Unknowns up to which all columns of a Jacobian cost less than the steps they save.
+MOST_COLUMNS = 64
 
 
 class MAPInfo(NamedTuple):
@@ -43,23 +46,28 @@ class MAP(Optimiser):
     Parameters
     ----------
     solver
-        ``"lbfgs"`` (default: fewest evaluations on smooth problems of moderate size; one
-        quasi-Newton model a restart, never coupled through the batch), ``"adam"`` (robust to
-        rough objectives), or ``"gradient-descent"`` (with backtracking, exactly as published by
-        Duff et al., Algorithm 1).
+        ``"auto"`` (default) takes one of the first three by the structure of the model, and the
+        result says which:
+
+        - ``"levenberg-marquardt"`` if all sites are normal and there are at most 64 unknowns;
+        - ``"panoc"`` if some prior has kinks, as Laplace and total-variation priors have;
+        - ``"lbfgs"`` else: one quasi-Newton model a restart, never coupled through the batch;
+        - ``"gradient-descent"`` (Algorithm 1), ``"alternating"`` (Algorithm 2) and ``"palm"``
+          (Algorithm 3): with backtracking, as published by Duff et al.;
+        - ``"adam"``, robust to rough objectives.
     max_iterations
         Iterations after which a restart that has not converged is stopped and marked so.
     tolerance
-        A restart has converged when the norm of the gradient, in nats a prior standard deviation,
-        is at most this. The default 1e-3 puts it within about a thousandth of a standard deviation
-        of the optimum.
+        A restart has converged when the norm of the gradient (with kinks, of a subgradient), in
+        nats a prior standard deviation, is at most this. The default 1e-3 puts it within about a
+        thousandth of a standard deviation of the optimum.
     learning_rate
         Step length of Adam in prior standard deviations.
 
     References
     ----------
-    Duff, Campbell and Ehrhardt (2023), Algorithm 1; Nocedal and Wright (2006), Algorithm 7.4;
-    Kingma and Ba (2015).
+    Duff, Campbell and Ehrhardt (2023), Algorithms 1 to 3; Nocedal and Wright (2006), Algorithm 7.4;
+    Kingma and Ba (2015); Madsen, Nielsen and Tingleff (2004); Stella et al. (2017).
 
     Examples
     --------
@@ -70,38 +78,39 @@ class MAP(Optimiser):
     name: ClassVar[str] = "map"
     reference: ClassVar[str] = "Duff, Campbell and Ehrhardt (2023), Algorithm 1"
 
-    solver: str = "lbfgs"
+    solver: str = "auto"
     max_iterations: int = 500
     tolerance: float = 1e-3
     learning_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise OptionError(unknown_option("solver", self.solver, SOLVERS))
+        if self.solver not in ("auto", *SOLVERS):
+            raise OptionError(unknown_option("solver", self.solver, ("auto", *SOLVERS)))
         check_count("max_iterations", self.max_iterations)
         check_positive("tolerance", self.tolerance)
         check_positive("learning_rate", self.learning_rate)
 
+    def suited(self, log_density: Density) -> MAP:
+        """The same settings, with the solver that suits the log density where it is ``"auto"``."""
+        if self.solver != "auto":
+            return self
+        if getattr(log_density, "proximal", {}):
+            return replace(self, solver="panoc")
+        few = log_density.num_dims <= MOST_COLUMNS
+        if few and getattr(log_density, "least_squares", None) is not None:
+            return replace(self, solver="levenberg-marquardt")
+        return replace(self, solver="lbfgs")
+
     def init(self, log_density: Density, position: Tensor) -> SolverState:
         """Evaluate the objective at the start."""
-        value, gradient = _objective(log_density)(position)
-        arrived = gradient.norm(dim=-1) <= self.tolerance
-        return SolverState(
-            position=position,
-            log_prob=-value,
-            gradient=gradient,
-            stopped=arrived,
-            converged=arrived,
-            n_steps=torch.zeros_like(value, dtype=torch.int64),
-            memory=SOLVERS[self.solver].start(position, gradient),
-        )
+        state: SolverState = SOLVERS[self.solver].start(Objective(log_density), position, self)
+        return state
 
     def step(
         self, log_density: Density, state: SolverState, rng: torch.Generator
     ) -> tuple[SolverState, MAPInfo]:
         """One iteration of the solver for every restart that has not stopped."""
-        solver: Any = SOLVERS[self.solver]
-        state = solver.step(_objective(log_density), state, self)
+        state = SOLVERS[self.solver].step(Objective(log_density), state, self)
         return state, self.describe(state)
 
     def finished(self, state: SolverState) -> bool:
@@ -111,13 +120,3 @@ class MAP(Optimiser):
     def describe(self, state: SolverState) -> MAPInfo:
         """How each restart stands."""
         return MAPInfo(state.gradient.norm(dim=-1), state.converged, state.n_steps)
-
-
-def _objective(log_density: Density) -> Any:
-    """Minus the log density of the sites, and its gradient."""
-
-    def value_and_grad(v: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = log_density.value_and_grad(v, jacobian=False)
-        return -value, -gradient
-
-    return value_and_grad

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayesgen.errors import ModelError
 from bayesgen.inference.base import Optimiser, Sampler
+from bayesgen.inference.standardised import Standardised
 from bayesgen.types import Density
 
 
@@ -93,7 +94,7 @@ def run_sampler(
     ModelError
         If the log density is not finite at the start of some chain.
     """
-    density = _Standardised(log_density)
+    density = Standardised(log_density)
     clock = time.perf_counter()
     state = method.init(density, start / density.scale)
     _check_start(state)
@@ -135,8 +136,8 @@ def run_optimiser(
     monitor: Monitor | None = None,
 ) -> Run:
     """Step until every chain has stopped; the result has one draw a chain."""
-    density = _Standardised(log_density)
     clock = time.perf_counter()
+    density, method = Standardised(log_density), method.suited(log_density)
     state = method.init(density, start / density.scale)
     _check_start(state)
     record, interrupted = _Record(start, 1), False
@@ -158,25 +159,6 @@ def run_optimiser(
         num_warmup=0,
         num_evaluations=density.count,
     )
-
-
-class _Standardised:
-    """A log density in units of its scale, which counts its evaluations.
-
-    Priors of very different widths then need no different treatment: step sizes, tolerances and
-    first mass matrices are in prior standard deviations.
-    """
-
-    def __init__(self, log_density: Density) -> None:
-        self._log_density = log_density
-        self.num_dims = log_density.num_dims
-        self.scale: Tensor | float = getattr(log_density, "scale", 1.0)
-        self.count = 0
-
-    def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
-        self.count += 1
-        value, gradient = self._log_density.value_and_grad(v * self.scale, jacobian=jacobian)
-        return value, gradient * self.scale
 
 
 @dataclass

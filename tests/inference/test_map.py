@@ -21,7 +21,7 @@ def gamma_model(y: Tensor) -> None:
     pyro.sample("y", dist.Exponential(rate).expand([3]).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["auto", *(s for s in SOLVERS if s != "levenberg-marquardt")])
 def test_the_mode_is_that_of_the_site_not_of_its_transform(solver: str) -> None:
     """Gamma(5, 2.7) has its mode at 4 / 2.7; in log space it would be at 5 / 2.7."""
     method = MAP(solver=solver, max_iterations=3000)

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from bayesgen.inference import MAP, run_optimiser
 from bayesgen.inference.checks import GaussianTarget
-from bayesgen.inference.solvers import SOLVERS, GradientDescent
+from bayesgen.inference.solvers import SOLVERS
+from bayesgen.inference.solvers.smooth import GradientDescent
 
+# Those that need no more than values and gradients.
+GENERAL = [solver for solver in SOLVERS if solver != "levenberg-marquardt"]
 TARGET = GaussianTarget.with_condition(6, 50.0)
 
 
@@ -30,7 +33,7 @@ def starts(num: int, dims: int, seed: int = 0) -> Tensor:
     return torch.randn(num, dims, generator=rng, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_quadratic_to_its_maximum(solver: str, rng: torch.Generator) -> None:
     method = MAP(solver=solver, max_iterations=5000, tolerance=1e-6)
     run = run_optimiser(method, TARGET, starts(7, 6), rng)
@@ -40,14 +43,14 @@ def test_quadratic_to_its_maximum(solver: str, rng: torch.Generator) -> None:
     assert error < 1e-3  # |error| <= |gradient| / smallest curvature, 1/50
 
 
-@pytest.mark.parametrize("solver", ["lbfgs", "gradient-descent"])
+@pytest.mark.parametrize("solver", ["lbfgs", "panoc", "gradient-descent", "alternating", "palm"])
 def test_banana_to_gradient_tolerance(solver: str, rng: torch.Generator) -> None:
     method = MAP(solver=solver, max_iterations=50_000, tolerance=1e-8)
     run = run_optimiser(method, Banana(), starts(5, 2), rng)
     torch.testing.assert_close(run.position[:, 0], torch.ones(5, 2).double(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_rows_do_not_depend_on_each_other(solver: str, rng: torch.Generator) -> None:
     method = MAP(solver=solver, max_iterations=30)
     together = run_optimiser(method, Banana(), starts(6, 2), rng)
@@ -57,7 +60,7 @@ def test_rows_do_not_depend_on_each_other(solver: str, rng: torch.Generator) -> 
         assert int(alone.stats["n_steps"]) == int(together.stats["n_steps"][i])
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_the_density_never_falls(solver: str, rng: torch.Generator) -> None:
     values = [Banana().value_and_grad(starts(4, 2))[0]]
     method = MAP(solver=solver, max_iterations=50)
@@ -65,7 +68,7 @@ def test_the_density_never_falls(solver: str, rng: torch.Generator) -> None:
         method, Banana(), starts(4, 2), rng, monitor=lambda s: values.append(s.state.log_prob)
     )
     path = torch.stack(values)
-    assert bool((path.diff(dim=0) >= 0).all())
+    assert bool((path.diff(dim=0) >= -1e-13).all())
 
 
 def test_backtracking_is_as_published(rng: torch.Generator) -> None:
@@ -97,7 +100,7 @@ def test_restarts_at_the_optimum_stop_at_once(rng: torch.Generator) -> None:
     assert run.stats["n_steps"].tolist() == [[0]] * 3 and run.num_evaluations <= 2
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", GENERAL)
 def test_infinite_values_on_the_way_are_stepped_back_from(
     solver: str, rng: torch.Generator
 ) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayesgen.inference.solvers import SOLVERS, SolverState
+from bayesgen.inference.solvers import SOLVERS, Objective, SolverState
 from bayesgen.models.base import Generator
 from bayesgen.models.evaluation.jacobian import jacobian
 
@@ -137,6 +137,14 @@ def _damped_step(A: Tensor, b: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]
     return step, (step * (damping[:, None] * step - b)).sum(1)
 
 
+class _Misfit(Objective):
+    """The objective itself, where solvers expect minus a log density."""
+
+    def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.density.value_and_grad(v)
+        return found
+
+
 @dataclass(frozen=True)
 class _Settings:
     """What `bayesgen.inference.solvers` ask for."""
@@ -165,15 +173,11 @@ def descend(
     rate
         First step length of Adam; it falls to zero along a cosine.
     """
-    kind = SOLVERS[solver]
-    value, gradient = problem.value_and_grad(start)
-    arrived = gradient.norm(dim=1) <= tolerance
-    memory = kind.start(start, gradient)
-    counts = torch.zeros_like(arrived, dtype=torch.int64)
-    state = SolverState(start, -value, gradient, arrived, arrived, counts, memory)
+    kind, objective = SOLVERS[solver], _Misfit(problem)
+    state: SolverState = kind.start(objective, start, _Settings(rate, tolerance))
     for step in range(steps):
         if bool(state.stopped.all()):
             break
         falling = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        state = kind.step(problem.value_and_grad, state, _Settings(falling, tolerance))
+        state = kind.step(objective, state, _Settings(falling, tolerance))
     return Solution(state.position, -state.log_prob, state.converged, state.n_steps)

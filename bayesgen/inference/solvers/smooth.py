@@ -1,52 +1,21 @@
-"""Unconstrained minimisers for batches of independent problems.
-
-Every solver keeps one state a row and treats rows separately: a row's path does not depend on
-which other rows are in the batch. Rows that have stopped no longer move.
-"""
+"""Minimisers of smooth objectives by gradients, for batches of independent problems."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-class SolverState(NamedTuple):
-    """Where the minimisation of each row stands.
-
-    Attributes
-    ----------
-    position, log_prob, gradient
-        Current point ``(*batch, n)``, minus the objective, and the objective's gradient.
-    stopped, converged
-        Whether a row moves no more, and whether that is because it has arrived.
-    n_steps
-        Iterations taken by each row.
-    memory
-        The solver's own named tuple.
-    """
-
-    position: Tensor
-    log_prob: Tensor
-    gradient: Tensor
-    stopped: Tensor
-    converged: Tensor
-    n_steps: Tensor
-    memory: Any
-
-
-class SolverSettings(Protocol):
-    """The settings of `bayesgen.inference.MAP` that solvers read."""
-
-    @property
-    def learning_rate(self) -> float: ...
-
-    @property
-    def tolerance(self) -> float: ...
+from bayesgen.inference.solvers.history import empty_history, remember, two_loops
+from bayesgen.inference.solvers.problem import (
+    Objective,
+    SolverSettings,
+    SolverState,
+    first_state,
+    give_up,
+    move,
+)
 
 
 class GradientDescent:
@@ -64,9 +33,10 @@ class GradientDescent:
         lipschitz: Tensor
 
     @classmethod
-    def start(cls, position: Tensor, gradient: Tensor) -> Memory:
-        """L = 1."""
-        return cls.Memory(torch.ones_like(position[..., 0]))
+    def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
+        """Begin with L = 1."""
+        state = first_state(objective, position, settings.tolerance)
+        return state._replace(memory=cls.Memory(torch.ones_like(state.log_prob)))
 
     @classmethod
     def step(
@@ -105,10 +75,11 @@ class Adam:
         updates: int
 
     @classmethod
-    def start(cls, position: Tensor, gradient: Tensor) -> Memory:
-        """Moments of zero."""
-        zero = torch.zeros_like(position)
-        return cls.Memory(zero, zero, position, gradient, 0)
+    def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
+        """Begin with moments of zero."""
+        state, zero = first_state(objective, position, settings.tolerance), position.new_zeros(())
+        zero = zero.expand_as(position)
+        return state._replace(memory=cls.Memory(zero, zero, position, state.gradient, 0))
 
     @classmethod
     def step(
@@ -146,11 +117,11 @@ class LBFGS:
         failures: Tensor
 
     @classmethod
-    def start(cls, position: Tensor, gradient: Tensor) -> Memory:
-        """An empty history."""
-        pairs = position.new_zeros((cls.history, *position.shape))
-        products = position.new_zeros((cls.history, *position.shape[:-1]))
-        return cls.Memory(pairs, pairs, products, torch.zeros_like(position[..., 0]))
+    def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
+        """Begin with an empty history."""
+        state = first_state(objective, position, settings.tolerance)
+        memory = cls.Memory(*empty_history(position, cls.history), torch.zeros_like(state.log_prob))
+        return state._replace(memory=memory)
 
     @classmethod
     def step(
@@ -165,27 +136,17 @@ class LBFGS:
         slope = torch.where(uphill, -state.gradient.square().sum(-1), slope)
         new = cls._line_search(objective, state, direction, slope, settings.tolerance)
         moved = new.n_steps > state.n_steps
-        memory = cls._remember(state, new, moved)
+        s, y = new.position - state.position, new.gradient - state.gradient
+        steps, changes, products = remember(state.memory, s, y, moved)
         # A failed search first forgets the curvature; failing again, the row gives up.
-        failures = torch.where(moved | state.stopped, 0.0, memory.failures + 1)
-        products = torch.where(failures > 0, 0.0, memory.inverse_products)
-        memory = memory._replace(inverse_products=products, failures=failures)
+        failures = torch.where(moved | state.stopped, 0.0, state.memory.failures + 1)
+        products = torch.where(failures > 0, 0.0, products)
+        memory = cls.Memory(steps, changes, products, failures)
         return give_up(new._replace(memory=memory), failures > 1)
 
     @classmethod
     def _direction(cls, state: SolverState) -> Tensor:
-        memory: LBFGS.Memory = state.memory
-        q = state.gradient
-        alphas = []
-        for s, y, rho in reversed(list(zip(*memory[:3], strict=True))):
-            alpha = rho * (s * q).sum(-1)
-            q = q - alpha[..., None] * y
-            alphas.append(alpha)
-        q = q * cls._scale(state)[..., None]
-        for (s, y, rho), alpha in zip(zip(*memory[:3], strict=True), reversed(alphas), strict=True):
-            beta = rho * (y * q).sum(-1)
-            q = q + (alpha - beta)[..., None] * s
-        return -q
+        return -two_loops(state.memory, state.gradient, cls._scale(state))
 
     @classmethod
     def _scale(cls, state: SolverState) -> Tensor:
@@ -222,53 +183,3 @@ class LBFGS:
             parabola = torch.where(torch.isfinite(parabola), parabola, 0.1).clamp(0.1, 0.5)
             step = torch.where(pending, step * parabola, step)
         return new
-
-    @classmethod
-    def _remember(cls, state: SolverState, new: SolverState, moved: Tensor) -> Memory:
-        memory: LBFGS.Memory = state.memory
-        s, y = new.position - state.position, new.gradient - state.gradient
-        product = (s * y).sum(-1)
-        positive = moved & (product > 1e-10 * s.norm(dim=-1) * y.norm(dim=-1))
-        rho = torch.where(positive, 1.0 / product, 0.0)
-        return memory._replace(
-            steps=torch.cat([memory.steps[1:], s[None]]),
-            changes=torch.cat([memory.changes[1:], y[None]]),
-            inverse_products=torch.cat([memory.inverse_products[1:], rho[None]]),
-        )
-
-
-SOLVERS: dict[str, Any] = {"lbfgs": LBFGS, "adam": Adam, "gradient-descent": GradientDescent}
-
-
-def give_up(state: SolverState, rows: Tensor) -> SolverState:
-    """``state`` with ``rows`` stopped because no step, however small, lowers their objective.
-
-    They count as converged if what the gradient promises, at the prior's unit curvature or more,
-    is lost in the rounding of the objective.
-    """
-    promised = 0.5 * state.gradient.square().sum(-1)
-    rounding = 100 * torch.finfo(promised.dtype).eps * state.log_prob.abs().clamp(min=1.0)
-    return state._replace(
-        stopped=state.stopped | rows, converged=state.converged | (rows & (promised <= rounding))
-    )
-
-
-def move(
-    state: SolverState,
-    rows: Tensor,
-    position: Tensor,
-    value: Tensor,
-    gradient: Tensor,
-    tolerance: float,
-) -> SolverState:
-    """``state`` with ``rows`` moved to a new point and tested for convergence."""
-    new_gradient = torch.where(rows[..., None], gradient, state.gradient)
-    arrived = rows & (new_gradient.norm(dim=-1) <= tolerance)
-    return state._replace(
-        position=torch.where(rows[..., None], position, state.position),
-        log_prob=torch.where(rows, -value, state.log_prob),
-        gradient=new_gradient,
-        stopped=state.stopped | arrived,
-        converged=state.converged | arrived,
-        n_steps=torch.where(rows, state.n_steps + 1, state.n_steps),
-    )

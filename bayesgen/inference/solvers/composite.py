@@ -1,0 +1,319 @@
+"""Minimisers of a smooth objective plus priors with kinks, known by their proximal maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayesgen.errors import ModelError
+from bayesgen.inference.solvers.history import empty_history, remember, two_loops
+from bayesgen.inference.solvers.problem import (
+    Objective,
+    SolverSettings,
+    SolverState,
+    give_up,
+    move,
+)
+
+
+class PALM:
+    """Proximal alternating linearised minimisation (Duff et al. 2023, Algorithm 3).
+
+    One site after the other takes a gradient step of the smooth part and a proximal step of its
+    prior, with a step 1/L of its own that is found by backtracking; constants as published. The
+    printed condition lacks the square of the norm, which is put right here.
+
+    References
+    ----------
+    Bolte, Sabach and Teboulle (2014), Proximal alternating linearized minimization for nonconvex
+    and nonsmooth problems.
+    """
+
+    shrink, grow, largest, patience = 0.5, 10.0, 1e13, 10
+
+    class Memory(NamedTuple):
+        """Lipschitz estimates, smooth part and gradient, where proximal maps begin, and for how
+        many iterations nothing was gained."""
+
+        lipschitz: dict[str, Tensor]
+        value: Tensor
+        gradient: Tensor
+        proximal: Mapping[str, Any]
+        stalled: Tensor
+
+    @classmethod
+    def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
+        """Begin with L = 1 for every site."""
+        value, gradient = objective.smooth(position)
+        lipschitz = {name: torch.ones_like(value) for name in objective.blocks}
+        residual, proximal = _fixed_point_residual(objective, position, gradient, lipschitz, {})
+        arrived = residual.norm(dim=-1) <= settings.tolerance
+        steps = torch.zeros_like(value, dtype=torch.int64)
+        total = value + objective.penalty(position)
+        memory = cls.Memory(lipschitz, value, gradient, proximal, steps)
+        return SolverState(position, -total, residual, arrived, arrived, steps, memory)
+
+    @classmethod
+    def step(
+        cls, objective: Objective, state: SolverState, settings: SolverSettings
+    ) -> SolverState:
+        """Every site once."""
+        v, memory, moved = state.position, state.memory, torch.zeros_like(state.stopped)
+        lipschitz = dict(memory.lipschitz)
+        value, gradient, proximal = memory.value, memory.gradient, memory.proximal
+        for name, block in objective.blocks.items():
+            pending, before, first = ~state.stopped, v, lipschitz[name]
+            while bool(pending.any()):
+                trial, proximal = _block_step(
+                    objective, v, gradient, name, lipschitz[name], proximal
+                )
+                trial_value, trial_gradient = objective.smooth(trial)
+                change = (trial - v)[..., block]
+                model = (gradient[..., block] * change).sum(-1)
+                model = model + 0.5 * lipschitz[name] * change.square().sum(-1)
+                enough = pending & (trial_value <= value + model)
+                v = torch.where(enough[..., None], trial, v)
+                value = torch.where(enough, trial_value, value)
+                gradient = torch.where(enough[..., None], trial_gradient, gradient)
+                moved, pending = moved | enough, pending & ~enough
+                lipschitz[name] = torch.where(pending, lipschitz[name] * cls.grow, lipschitz[name])
+                pending = pending & (lipschitz[name] <= cls.largest)
+            # Where rounding let no step pass, the estimate says nothing about the curvature.
+            still = (v == before).all(-1)
+            lipschitz[name] = torch.where(still, first, lipschitz[name])
+        residual, proximal = _fixed_point_residual(objective, v, gradient, lipschitz, proximal)
+        total = value + objective.penalty(v)
+        new = move(state, moved, v, total, residual, settings.tolerance)
+        lipschitz = {name: L * cls.shrink for name, L in lipschitz.items()}
+        stalled = torch.where(total < -state.log_prob, 0, memory.stalled + 1)
+        new = new._replace(memory=cls.Memory(lipschitz, value, gradient, proximal, stalled))
+        return give_up(new, ~new.stopped & (~moved | (stalled >= cls.patience)))
+
+
+class Alternating(PALM):
+    """Alternating gradient descent with backtracking (Duff et al. 2023, Algorithm 2).
+
+    `PALM` without proximal steps: all priors must be smooth.
+    """
+
+    @classmethod
+    def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
+        """Begin with L = 1 for every site.
+
+        Raises
+        ------
+        ModelError
+            If a prior has kinks.
+        """
+        if objective.proximal:
+            raise ModelError(
+                "model: 'alternating' needs smooth priors, but those of "
+                f"{sorted(objective.proximal)} have kinks; use solver='palm', or 'panoc', which "
+                "takes fewer steps"
+            )
+        return super().start(objective, position, settings)
+
+
+class Point(NamedTuple):
+    """An iterate of `PANOC`: where it is, and where a proximal gradient step leads."""
+
+    v: Tensor
+    value: Tensor
+    gradient: Tensor
+    forward: Tensor
+    residual: Tensor
+    envelope: Tensor
+    proximal: Mapping[str, Any]
+
+
+class PANOC:
+    r"""Quasi-Newton steps on the fixed-point equation of proximal gradient steps.
+
+    With :math:`\bar v = \operatorname{prox}(v - \gamma \nabla f(v))` a stationary point satisfies
+    :math:`v = \bar v`. L-BFGS directions for that equation are tried first; a line search on the
+    forward-backward envelope, which is continuous where the objective has kinks, falls back to the
+    proximal gradient step. Each site is measured in units of its curvature at the start. The answer
+    is :math:`\bar v`, which is exactly sparse, or flat, where the priors want it so.
+
+    References
+    ----------
+    Stella, Themelis, Sopasakis and Patrinos (2017), A simple and efficient algorithm for nonlinear
+    model predictive control, algorithm 1.
+    """
+
+    length, safety, decrease, trials, least = 20, 0.95, 1e-3, 8, 1e-12
+
+    class Memory(NamedTuple):
+        """History of L-BFGS, the iterate, the square roots of the curvatures, and gamma."""
+
+        steps: Tensor
+        changes: Tensor
+        inverse_products: Tensor
+        at: Point
+        units: Tensor
+        gamma: Tensor
+
+    @classmethod
+    def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
+        """Measure the curvature of each site along the gradient."""
+        value, gradient = objective.smooth(position)
+        units = _curvatures(objective, position, gradient).sqrt()
+        gamma = torch.full_like(value, cls.safety)
+        at = _point(objective, position, (value, gradient), units, gamma, {})
+        memory = cls.Memory(*empty_history(position, cls.length), at, units, gamma)
+        stopped = torch.zeros_like(value, dtype=torch.bool)
+        steps, total = (
+            torch.zeros_like(stopped, dtype=torch.int64),
+            value + objective.penalty(position),
+        )
+        return SolverState(position, -total, gradient, stopped, stopped, steps, memory)
+
+    @classmethod
+    def step(
+        cls, objective: Objective, state: SolverState, settings: SolverSettings
+    ) -> SolverState:
+        """Shorten gamma where the smooth part bends more; report; move on."""
+        active = ~state.stopped
+        memory, forward = cls._shortened(objective, state.memory, active)
+        at, units, gamma = memory.at, memory.units, memory.gamma
+        # A subgradient of the whole objective at the proximal step.
+        optimality = (
+            units.square() * (at.v - at.forward) / gamma[..., None] + forward[1] - at.gradient
+        )
+        total = forward[0] + objective.penalty(at.forward)
+        # The envelope falls with every step, the objective itself at most of them.
+        rounding = 10 * torch.finfo(total.dtype).eps * total.abs().clamp(min=1.0)
+        better = active & (total <= rounding - state.log_prob)
+        new = move(state, better, at.forward, total, optimality, settings.tolerance)
+        new = new._replace(n_steps=torch.where(active, state.n_steps + 1, state.n_steps))
+        active = ~new.stopped
+        following, tried = cls._line_search(objective, memory, forward, active)
+        change = (following.v - at.v) * units
+        s, y, products = remember(memory, change, following.residual - at.residual, active)
+        memory = cls.Memory(s, y, products, _choose(active, following, at), units, gamma)
+        new = new._replace(memory=memory)
+        # No decrease that rounding would not hide is left, or none was found.
+        promised = gamma * at.residual.square().sum(-1)
+        return give_up(new, active & ((~tried & (promised <= rounding)) | (gamma < cls.least)))
+
+    @classmethod
+    def _shortened(
+        cls, objective: Objective, memory: Memory, active: Tensor
+    ) -> tuple[Memory, tuple[Tensor, Tensor]]:
+        """Halve gamma until the smooth part lies below its quadratic model at the proximal step."""
+        while True:
+            at, units, gamma = memory.at, memory.units, memory.gamma
+            forward = objective.smooth(at.forward)
+            change = at.forward - at.v
+            model = at.value + (at.gradient * change).sum(-1)
+            model = model + 0.5 * cls.safety / gamma * (units * change).square().sum(-1)
+            rounding = 10 * torch.finfo(model.dtype).eps * at.value.abs().clamp(min=1.0)
+            # NaN counts as too large.
+            bent = active & ~(forward[0] <= model + rounding) & (gamma >= cls.least)
+            if not bool(bent.any()):
+                return memory, forward
+            gamma = torch.where(bent, 0.5 * gamma, gamma)
+            smooth = (at.value, at.gradient)
+            at = _choose(bent, _point(objective, at.v, smooth, units, gamma, at.proximal), at)
+            products = torch.where(bent, 0.0, memory.inverse_products)
+            memory = memory._replace(at=at, gamma=gamma, inverse_products=products)
+
+    @classmethod
+    def _line_search(
+        cls, objective: Objective, memory: Memory, forward: tuple[Tensor, Tensor], active: Tensor
+    ) -> tuple[Point, Tensor]:
+        """The next iterate, and for which rows it is better than the proximal step."""
+        at, units, gamma = memory.at, memory.units, memory.gamma
+        direction = -two_loops(memory, at.residual, gamma) / units
+        safe = at.forward - at.v
+        bound = at.envelope - cls.decrease * gamma * at.residual.square().sum(-1)
+        found, pending = at, active
+        for k in range(cls.trials):
+            v = at.v + (1 - 0.5**k) * safe + 0.5**k * direction
+            trial = _point(objective, v, objective.smooth(v), units, gamma, at.proximal)
+            enough = pending & (trial.envelope <= bound)
+            found, pending = _choose(enough, trial, found), pending & ~enough
+            if not bool(pending.any()):
+                return found, active
+        last = _point(objective, at.forward, forward, units, gamma, at.proximal)
+        return _choose(pending, last, found), active & ~pending
+
+
+def _point(
+    objective: Objective,
+    v: Tensor,
+    smooth: tuple[Tensor, Tensor],
+    units: Tensor,
+    gamma: Tensor,
+    proximal: Mapping[str, Any],
+) -> Point:
+    value, gradient = smooth
+    lengths = gamma[..., None] / units.square()
+    steps = {name: lengths[..., block][..., 0] for name, block in objective.blocks.items()}
+    forward, proximal = objective.proximal_step(v - lengths * gradient, steps, proximal)
+    change = forward - v
+    envelope = (
+        value
+        + (gradient * change).sum(-1)
+        + 0.5 / gamma * (units * change).square().sum(-1)
+        + objective.penalty(forward)
+    )
+    residual = -units * change / gamma[..., None]
+    return Point(v, value, gradient, forward, residual, envelope, proximal)
+
+
+def _choose(rows: Tensor, new: Point, old: Point) -> Point:
+    """``new`` where ``rows``, else ``old``; where proximal maps begin is a matter of speed only."""
+
+    def of(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(rows.reshape(rows.shape + (1,) * (a.ndim - rows.ndim)), a, b)
+
+    parts: Any = (of(a, b) for a, b in zip(new[:-1], old[:-1], strict=True))
+    v, value, gradient, forward, residual, envelope = parts
+    return Point(v, value, gradient, forward, residual, envelope, new.proximal)
+
+
+def _curvatures(objective: Objective, v: Tensor, gradient: Tensor) -> Tensor:
+    """Curvature of the smooth part along the gradient of each block, at every coordinate."""
+    found = torch.ones_like(v)
+    for block in objective.blocks.values():
+        step = torch.zeros_like(v)
+        length = gradient[..., block].norm(dim=-1, keepdim=True)
+        step[..., block] = -1e-2 * gradient[..., block] / length.clamp(min=1e-30)
+        change = (objective.smooth(v + step)[1] - gradient)[..., block].norm(dim=-1, keepdim=True)
+        curvature = (change / 1e-2).nan_to_num(1.0)
+        found[..., block] = curvature.clamp(1.0, 1e12).expand_as(found[..., block])
+    return found
+
+
+def _block_step(
+    objective: Objective,
+    v: Tensor,
+    gradient: Tensor,
+    name: str,
+    lipschitz: Tensor,
+    proximal: Mapping[str, Any],
+) -> tuple[Tensor, Mapping[str, Any]]:
+    """A proximal gradient step of one site."""
+    trial, block = v.clone(), objective.blocks[name]
+    trial[..., block] = v[..., block] - gradient[..., block] / lipschitz[..., None]
+    return objective.proximal_step(trial, {name: 1 / lipschitz}, proximal)
+
+
+def _fixed_point_residual(
+    objective: Objective,
+    v: Tensor,
+    gradient: Tensor,
+    lipschitz: Mapping[str, Tensor],
+    proximal: Mapping[str, Any],
+) -> tuple[Tensor, Mapping[str, Any]]:
+    """How far, times L, a proximal gradient step of every site would go; zero at the optimum."""
+    residual = gradient.clone()
+    for name in objective.proximal:
+        moved, proximal = _block_step(objective, v, gradient, name, lipschitz[name], proximal)
+        block = objective.blocks[name]
+        residual[..., block] = lipschitz[name][..., None] * (v - moved)[..., block]
+    return residual, proximal
