@@ -426,7 +426,7 @@ def _independent(law: Any, G: Generator, scale: float) -> Any:
 
 def _zero(G: Generator) -> Tensor:
     """A number of the generator's dtype and device."""
-    return next(G.parameters()).new_zeros(())
+    return next(iter(G.state_dict().values()), torch.zeros(())).new_zeros(())
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 MATRIX, Y = random(8, 5), random(8, seed=1)
 PRIOR, NOISE = 3.0, 0.2
 SEEN = (MATRIX @ random(5, seed=2)).tanh() + NOISE * random(8, seed=3)
-SETTINGS = {"tolerance": 1e-8, "max_iterations": 200}
+SETTINGS = {"tolerance": 1e-6, "max_iterations": 200}
 
 
 def linear(y: Tensor) -> None:
@@ -75,7 +75,7 @@ def test_linear_models_in_a_few_steps(rng: torch.Generator) -> None:
     start = log_density.prior_draws(4, rng)
     method = MAP(solver="levenberg-marquardt", **SETTINGS)  # type: ignore[arg-type]
     run = run_optimiser(method, log_density, start, rng)
-    assert torch.allclose(run.position[:, 0], posterior_mode(Y).expand(4, 5), atol=1e-8)
+    assert torch.allclose(run.position[:, 0], posterior_mode(Y).expand(4, 5), atol=1e-6)
     assert bool(run.stats["converged"].all()) and int(run.stats["n_steps"].max()) <= 8
     exact = log_density.value_and_grad(run.position[:, 0])[0]
     assert torch.allclose(run.log_prob[:, 0], exact, rtol=1e-12)  # constants and all
@@ -148,7 +148,7 @@ def test_batched_problems() -> None:
     method = MAP(solver="levenberg-marquardt", **SETTINGS)  # type: ignore[arg-type]
     found = infer(linear, data, method=method, chains=2, batched=True, progress=False)
     exact = torch.stack([posterior_mode(y) for y in data])
-    assert torch.allclose(found.mode("z"), exact, atol=1e-7)
+    assert torch.allclose(found.mode("z"), exact, atol=1e-6)
 
 
 @pytest.mark.parametrize(("model", "y"), [(linear, Y), (nonlinear, SEEN)])

@@ -144,10 +144,11 @@ class PANOC:
     model predictive control, algorithm 1.
     """
 
-    length, safety, decrease, trials, least = 20, 0.95, 1e-3, 8, 1e-12
+    length, safety, decrease, trials, least, patience = 20, 0.95, 1e-3, 8, 1e-12, 10
 
     class Memory(NamedTuple):
-        """History of L-BFGS, the iterate, the square roots of the curvatures, and gamma."""
+        """History of L-BFGS, the iterate, the square roots of the curvatures, gamma, and for how
+        many iterations rounding hid what was promised."""
 
         steps: Tensor
         changes: Tensor
@@ -155,6 +156,7 @@ class PANOC:
         at: Point
         units: Tensor
         gamma: Tensor
+        stalled: Tensor
 
     @classmethod
     def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
@@ -163,7 +165,8 @@ class PANOC:
         units = _curvatures(objective, position, gradient).sqrt()
         gamma = torch.full_like(value, cls.safety)
         at = _point(objective, position, (value, gradient), units, gamma, {})
-        memory = cls.Memory(*empty_history(position, cls.length), at, units, gamma)
+        history, stalled = empty_history(position, cls.length), torch.zeros_like(value)
+        memory = cls.Memory(*history, at, units, gamma, stalled)
         stopped = torch.zeros_like(value, dtype=torch.bool)
         steps, total = (
             torch.zeros_like(stopped, dtype=torch.int64),
@@ -193,11 +196,13 @@ class PANOC:
         following, tried = cls._line_search(objective, memory, forward, active)
         change = (following.v - at.v) * units
         s, y, products = remember(memory, change, following.residual - at.residual, active)
-        memory = cls.Memory(s, y, products, _choose(active, following, at), units, gamma)
-        new = new._replace(memory=memory)
-        # No decrease that rounding would not hide is left, or none was found.
-        promised = gamma * at.residual.square().sum(-1)
-        return give_up(new, active & ((~tried & (promised <= rounding)) | (gamma < cls.least)))
+        # No decrease is left that rounding would not hide; a few more steps gain some digits.
+        hidden = gamma * at.residual.square().sum(-1) <= rounding
+        stalled = torch.where(hidden, memory.stalled + 1, 0)
+        at = _choose(active, following, at)
+        new = new._replace(memory=cls.Memory(s, y, products, at, units, gamma, stalled))
+        lost = (~tried & hidden) | (stalled >= cls.patience) | (gamma < cls.least)
+        return give_up(new, active & lost)
 
     @classmethod
     def _shortened(

@@ -1,0 +1,190 @@
+"""The papers' regularisers as models: their densities by hand, their optima in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import bayesgen as bg
+from bayesgen.errors import DtypeError, OptionError
+from bayesgen.inference import MAP
+from bayesgen.models import VAE, LinearGenerator, StructuredVAE
+
+R = bg.regularisers
+float64 = torch.float64
+ZERO = torch.zeros((), dtype=float64)
+SIGMA, SCALE, WEIGHT = 0.2, 0.3, 1.7
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=float64)
+
+
+@pytest.fixture
+def A() -> bg.operators.Matrix:
+    return bg.operators.Matrix(random(7, 20, seed=1), domain_shape=(4, 5))
+
+
+@pytest.fixture
+def G() -> VAE:
+    return VAE((4, 5), 2, width=6).double().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def linear() -> LinearGenerator:
+    """Its range has two dimensions, and a mean that is not zero."""
+    weight, mean = random(4, 5, 2, seed=2), random(4, 5, seed=3)
+    return LinearGenerator.from_tensors(weight, mean, noise_level=0.1)
+
+
+def log_likelihood(A: bg.operators.Matrix, x: Tensor, y: Tensor) -> Tensor:
+    return dist.Normal(A(x), SIGMA).log_prob(y).sum(-1)
+
+
+def minus_tv(u: Tensor) -> Tensor:
+    down, right = torch.zeros_like(u), torch.zeros_like(u)
+    down[..., :-1, :], right[..., :-1] = u.diff(dim=-2), u.diff(dim=-1)
+    return -(down.square() + right.square()).sqrt().sum((-2, -1)) / SCALE
+
+
+DEVIATIONS: dict[str, tuple[Callable[..., Any], Callable[[Tensor], Tensor]]] = {
+    "relaxed": (
+        lambda *a, **k: R.relaxed(*a, SCALE, integrated=False, **k),
+        lambda u: dist.Normal(ZERO, SCALE).log_prob(u).sum((-2, -1)),
+    ),
+    "sparse": (
+        lambda *a, **k: R.sparse(*a, SCALE, **k),
+        lambda u: dist.Laplace(ZERO, SCALE).log_prob(u).sum((-2, -1)),
+    ),
+    "sparse_tv": (lambda *a, **k: R.sparse_tv(*a, SCALE, **k), minus_tv),
+}
+
+
+@pytest.mark.parametrize("name", DEVIATIONS)
+def test_deviations_by_hand(name: str, G: VAE, A: bg.operators.Matrix) -> None:
+    make, log_prior = DEVIATIONS[name]
+    y, z, u = random(7), random(5, 2), random(5, 4, 5)
+    density = bg.LogDensity(make(G, A, SIGMA, latent_weight=WEIGHT), y)
+    found = density.log_prob(density.unconstrain({"z": z, "u": u}))
+    prior = WEIGHT * dist.Normal(ZERO, 1.0).log_prob(z).sum(-1)
+    expected = prior + log_prior(u) + log_likelihood(A, G(z) + u, y)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert (set(density.proximal) == {"u"}) is (name != "relaxed")
+
+
+def test_the_range_by_hand(G: VAE, A: bg.operators.Matrix) -> None:
+    y, z = random(7), random(5, 2)
+    density = bg.LogDensity(R.hard(G, A, SIGMA, latent_weight=WEIGHT), y)
+    prior = WEIGHT * dist.Normal(ZERO, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(density.log_prob(z), prior + log_likelihood(A, G(z), y))
+    assert density.least_squares is not None
+
+
+@pytest.mark.parametrize("logdet_weight", [0.5, 1.0])
+def test_structured_deviations_by_hand(logdet_weight: float, A: bg.operators.Matrix) -> None:
+    G = StructuredVAE((4, 5), 2, radius=1, width=6, channels=2).double().eval()
+    with torch.no_grad():
+        for parameter in G.covariance_decoder.parameters():
+            parameter.normal_(std=0.5, generator=seeded(4))
+    G.requires_grad_(False)
+    y, z, u = random(7), random(5, 2), random(5, 4, 5)
+    model = R.structured(G, A, SIGMA, latent_weight=WEIGHT, logdet_weight=logdet_weight)
+    density = bg.LogDensity(model, y)
+    law = G.residual_prior(z)
+    log_det = -2 * law.log_diagonal.sum((-2, -1))
+    quadratic = law.whiten(u).square().sum((-2, -1))
+    prior = WEIGHT * dist.Normal(ZERO, 1.0).log_prob(z).sum(-1)
+    deviation = -0.5 * quadratic - logdet_weight * log_det - 10 * math.log(2 * math.pi)
+    expected = prior + deviation + log_likelihood(A, G(z) + u, y)
+    found = density.log_prob(density.unconstrain({"z": z, "u": u}))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_integrated_out_changes_no_optimum(
+    linear: LinearGenerator, A: bg.operators.Matrix
+) -> None:
+    """Both forms against the normal equations of z and u."""
+    y = random(7)
+    W, mean = linear.weight.reshape(20, 2), linear.mean.flatten()
+    columns = A(torch.eye(20, dtype=float64).reshape(20, 4, 5)).T
+    joint = torch.cat([columns @ W, columns], 1)
+    penalty = torch.cat([torch.full((2,), WEIGHT), torch.full((20,), 1 / SCALE**2)]).double()
+    normal = joint.T @ joint / SIGMA**2 + torch.diag(penalty)
+    solution = torch.linalg.solve(normal, joint.T @ (y - columns @ mean) / SIGMA**2)
+    exact = (mean + W @ solution[:2] + solution[2:]).reshape(4, 5)
+    method = MAP(tolerance=1e-10)
+    for integrated in (True, False):
+        model = R.relaxed(linear, A, SIGMA, SCALE, latent_weight=WEIGHT, integrated=integrated)
+        found = bg.infer(model, y, method=method, chains=2, progress=False)
+        torch.testing.assert_close(found.mode("x"), exact, rtol=0, atol=1e-8)
+        torch.testing.assert_close(found.mode("z"), solution[:2], rtol=0, atol=1e-8)
+    # Another scale has another optimum.
+    model = R.relaxed(linear, A, SIGMA, 2 * SCALE, latent_weight=WEIGHT)
+    found = bg.infer(model, y, method=method, chains=2, progress=False)
+    assert (found.mode("x") - exact).abs().max() > 0.01
+
+
+def test_integrated_densities_are_marginal(linear: LinearGenerator, A: Any) -> None:
+    y, z = random(7), random(5, 2)
+    density = bg.LogDensity(R.relaxed(linear, A, SIGMA, SCALE), y)
+    columns = A(torch.eye(20, dtype=float64).reshape(20, 4, 5)).T
+    covariance = SIGMA**2 * torch.eye(7, dtype=float64) + SCALE**2 * columns @ columns.T
+    law = torch.distributions.MultivariateNormal(A(linear(z)), covariance)
+    expected = law.log_prob(y) + dist.Normal(ZERO, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(density.log_prob(z), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_baselines_without_a_generator() -> None:
+    A = bg.operators.GaussianMatrix((6, 6), rows=20, seed=0)
+    x = torch.zeros(6, 6)
+    x[2:5, 1:4] = 1.0
+    y = A(x) + 0.1 * torch.randn(20, generator=seeded())
+    ridge = bg.infer(R.tikhonov(A, SIGMA, SCALE), y, method="map", progress=False)
+    expected = bg.reconstruction.tikhonov(A, y, SIGMA**2 / SCALE**2)
+    torch.testing.assert_close(ridge.mode("x"), expected, rtol=0, atol=1e-3)
+    flat = bg.infer(R.total_variation(A, SIGMA, SCALE), y, method="map", progress=False)
+    expected = bg.reconstruction.total_variation(
+        A, y, 2 * SIGMA**2 / SCALE, tolerance=1e-6, max_steps=50_000
+    )
+    torch.testing.assert_close(flat.mode("x"), expected, rtol=0, atol=5e-3)
+    assert (ridge.mode("x") - flat.mode("x")).abs().max() > 0.05
+
+
+def test_data_of_any_shape_are_integrated(G: VAE) -> None:
+    G, A = G.float(), bg.operators.Blur((4, 5), torch.ones(3, 3) / 9)
+    y = A(G(torch.ones(2)))
+    found = bg.infer(R.relaxed(G, A, SIGMA, SCALE), y, method="map", progress=False)
+    assert found.mode("x").shape == (4, 5)
+
+
+def test_what_is_refused(G: VAE, A: bg.operators.Matrix) -> None:
+    for make in (R.hard, lambda *a, **k: R.sparse(*a, 1.0, **k), R.structured):
+        with pytest.raises(OptionError, match="sigma: got 0.0; expected a positive finite number"):
+            make(G, A, 0.0)
+        with pytest.raises(OptionError, match="latent_weight: got -1.0"):
+            make(G, A, 0.1, latent_weight=-1.0)
+    for make in (R.relaxed, R.sparse, R.sparse_tv):
+        with pytest.raises(OptionError, match="scale: got 0.0"):
+            make(G, A, 0.1, 0.0)
+    for plain in (R.tikhonov, R.total_variation):
+        with pytest.raises(OptionError, match="scale: got -1.0"):
+            plain(A, 0.1, -1.0)
+        with pytest.raises(OptionError, match="sigma: got 0.0"):
+            plain(A, 0.0, 1.0)
+    with pytest.raises(DtypeError, match="G: expected a generator whose residuals have a law giv"):
+        R.structured(LinearGenerator((4, 5), 2), A, 0.1)
+    with pytest.raises(OptionError, match="integrated: 4900 data are too many.*integrated=False"):
+        R.relaxed(G, bg.operators.Identity((70, 70)), 0.1, 1.0)
+    nonlinear = bg.operators.Nonlinear(torch.sin, (4, 5), (4, 5))
+    with pytest.raises(OptionError, match="A: is not linear.*integrated=False"):
+        R.relaxed(G, nonlinear, 0.1, 1.0)
