@@ -124,8 +124,7 @@ def relaxed(
     Returns
     -------
     callable
-        ``model(y=None)`` with sites ``z``, ``x`` and ``y`` (in one row), or ``z``, ``u``, ``x``
-        and ``y``.
+        ``model(y=None)`` with sites ``z``, ``x`` and ``y``, and ``u`` if it is not integrated out.
 
     Raises
     ------
@@ -157,12 +156,12 @@ def relaxed(
     def model(y: Tensor | None = None) -> None:
         with poutine.scale(scale=latent_weight):
             z = pyro.sample("z", G.prior())
-        mean, flat = G(z), None if y is None else y.flatten()
-        law = dist.MultivariateNormal(A(mean).flatten(), scale_tril=factor)
-        data = pyro.sample("y", law, obs=flat)
-        unexplained = torch.cholesky_solve((data - law.loc).unsqueeze(-1), factor).squeeze(-1)
-        correction = scale**2 * A.adjoint(unexplained.reshape(A.range_shape))
-        pyro.deterministic("x", mean + correction)
+        mean = G(z)
+        predicted = A(mean)
+        data = pyro.sample("y", GaussianNoise(predicted, cholesky=factor), obs=y)
+        difference = (data - predicted).reshape(-1, 1)
+        unexplained = torch.cholesky_solve(difference, factor).reshape(A.range_shape)
+        pyro.deterministic("x", mean + scale**2 * A.adjoint(unexplained))
 
     return model
 

@@ -24,6 +24,8 @@ from bayesgen.models import StructuredVAE, TrainingSettings, train
 from bayesgen.models.evaluation import negative_log_density, whitened_residuals
 
 TEST = 2000
+LEGEND = """z from the encoder's law. Whitened residuals should have width 1, and drawn ones over
+actual ones; pixels flatter than the noise floor of the generators make the former less."""
 
 
 def problems(mnist: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -88,11 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     header = ["means of", "covariance", "-log p(x given z), nats a pixel", "more than structured"]
     header += ["width of whitened", "of drawn", "correlation of whitened, next column and row"]
     title = "Correlated against independent residuals"
-    text = (
-        f"{TEST} test images; z from the encoder's law. Whitened residuals should have width 1, and "
-        "drawn ones over actual ones;\npixels flatter than the noise floor of the generators make the "
-        "former less."
-    )
+    text = f"{TEST} test images; {LEGEND}"
     write("structured_covariance", title, text + "\n\n" + table(header, rows), {"results": results})
 
 

@@ -138,6 +138,13 @@ class CorrelatedNormal(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self._restored(self.flat.rsample(torch.Size(sample_shape)))
 
+    def whiten(self, value: Tensor) -> Tensor:
+        """Independent standard normal numbers, in one row, that ``value`` would be made of."""
+        flat = value.reshape(*value.shape[: value.ndim - len(self.event_shape)], -1)
+        difference = (flat - self.flat.loc).unsqueeze(-1)
+        factor = self.flat.scale_tril
+        return torch.linalg.solve_triangular(factor, difference, upper=False).squeeze(-1)
+
     def log_prob(self, value: Tensor) -> Tensor:
         batch = value.shape[: value.ndim - len(self.event_shape)]
         flat = value.reshape(*batch, math.prod(self.event_shape))
