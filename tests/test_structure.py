@@ -73,6 +73,11 @@ def data_in_an_operator(y: Tensor) -> None:
     pyro.sample("y", GaussianNoise(OPERATOR(u - OPERATOR.adjoint(y)), 0.4), obs=y)
 
 
+def correlated_noise(y: Tensor) -> None:
+    u = pyro.sample("u", standard(2, 2))
+    pyro.sample("y", GaussianNoise(OPERATOR(u.tanh()), cholesky=FACTOR), obs=y)
+
+
 def in_a_loop(y: Tensor) -> None:
     z = pyro.sample("z", standard(4))
     shift = 1.0 if float(z.detach().sum()) > 1e6 else 0.0
@@ -86,6 +91,7 @@ FITTING: list[Model] = [
     multivariate,
     structured,
     data_in_an_operator,
+    correlated_noise,
 ]
 
 
