@@ -249,8 +249,8 @@ between frequencies of digits among samples and in the data. CPU s: of training,
 On digits, by the earth mover's distance, the VAE of eight dimensions is nearer than the autoencoder
 and the Wasserstein GAN; by the debiased transport it is level with the latter; by the energy
 distance the GANs, whose samples are sharp, are nearer. On shapes the VAE is nearest by both
-debiased divergences, the autoencoder by the plain distance. At full temperature the small flow
-leaves [0, 1] far behind for one or two draws in a hundred.
+debiased divergences; by the plain distance the one with correlated residuals and the autoencoder
+are. At full temperature the small flow leaves [0, 1] far behind for about one draw in a hundred.
 
 """
 
