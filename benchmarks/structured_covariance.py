@@ -41,8 +41,7 @@ def alternatives(
     """The same means with each kind of covariance."""
     found = {}
     for covariance in ("structured", "diagonal", "identity"):
-        floor = generator.config.noise_floor
-        model = StructuredVAE.from_vae(generator, covariance=covariance, noise_floor=floor)
+        model = StructuredVAE.from_vae(generator, covariance=covariance)
         found[covariance], _ = train(model, images, settings, progress=False)
     return found
 

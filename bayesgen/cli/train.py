@@ -123,7 +123,7 @@ def _add_words(parser: argparse.ArgumentParser, kind: type[Trainable]) -> None:
 
 
 # Words without a default to take the type from.
-_OPTIONAL = {"patience": int, "gradient_clip": float}
+_OPTIONAL = {"patience": int, "gradient_clip": float, "validation": int}
 
 
 def _add_field(group: Any, name: str, default: Any) -> None:
@@ -188,6 +188,7 @@ def _run(options: argparse.Namespace) -> int:
         "command": options.command,
         "images": len(images),
         "epochs": len(history),
+        "seed": settings.seed,
         "losses": history[kept],
         # A resumed training took longer.
         "training_seconds": seconds | ({"of": "the resumed part"} if options.resume else {}),

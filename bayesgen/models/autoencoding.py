@@ -85,8 +85,10 @@ def standardise(
     if variance is not None:
         covariance = covariance + torch.diag(variance.mean(0))
     eigenvalues, vectors = torch.linalg.eigh(covariance)
-    # A coordinate that the encoder ignores keeps its scale.
-    eigenvalues = torch.where(eigenvalues > 1e-6 * eigenvalues.max(), eigenvalues, 1.0)
+    # A coordinate that the encoder ignores, but for rounding, keeps its scale.
+    rounding = torch.finfo(mean.dtype).eps * mean.square().mean()
+    least = torch.maximum(1e-6 * eigenvalues.max(), rounding)
+    eigenvalues = torch.where(eigenvalues > least, eigenvalues, 1.0)
     # The symmetric root changes the coordinates as little as possible.
     scale = vectors * eigenvalues.sqrt() @ vectors.T
     for first in cast(list[nn.Linear], firsts):

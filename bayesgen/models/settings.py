@@ -87,7 +87,7 @@ class TrainingSettings:
         in the first steps of a stage, ``s / (s + 10)`` after the s-th.
     validation
         Number of images, drawn at random, on which the loss is reported after every epoch and
-        which are not trained on; at least one.
+        which are not trained on. By default a tenth of the images, and at most 1000.
     reserved
         Part of the remaining images kept for stages that must see images the earlier stages did
         not learn from; used only by generators with such a stage.
@@ -114,17 +114,18 @@ class TrainingSettings:
     weight_decay: float = 0.0
     gradient_clip: float | None = None
     average: float = 0.999
-    validation: int = 1000
+    validation: int | None = None
     reserved: float = 0.2
     patience: int | None = None
     mixed_precision: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validation"):
+        for name in ("epochs", "batch_size"):
             check_count(name, getattr(self, name))
-        if self.patience is not None:
-            check_count("patience", self.patience)
+        for name in ("patience", "validation"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         check_positive("learning_rate", self.learning_rate)
         check_positive("gradient_clip", self.gradient_clip, allow_none=True)
         if self.schedule not in SCHEDULES:

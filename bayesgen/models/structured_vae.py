@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -169,9 +169,9 @@ class StructuredVAE(Trainable):
         cls,
         vae: VAE | StructuredVAE,
         *,
-        covariance: str = StructuredVAEConfig.covariance,
-        radius: int = StructuredVAEConfig.radius,
-        noise_floor: float = StructuredVAEConfig.noise_floor,
+        covariance: str | None = None,
+        radius: int | None = None,
+        noise_floor: float | None = None,
         seed: int = 0,
     ) -> StructuredVAE:
         """Add a covariance to a trained generator, whose means and encoder stay as they are.
@@ -184,8 +184,10 @@ class StructuredVAE(Trainable):
         ----------
         vae
             The trained generator.
-        covariance, radius, noise_floor, seed
-            See `StructuredVAE`.
+        covariance, radius, noise_floor
+            See `StructuredVAE`; by default as those of the generator, if it has any.
+        seed
+            Seed of the initial weights.
 
         Returns
         -------
@@ -209,15 +211,13 @@ class StructuredVAE(Trainable):
         if not isinstance(vae, VAE | StructuredVAE):
             raise DtypeError(f"vae: expected a VAE or a StructuredVAE, got {type(vae).__name__}")
         names = [field.name for field in dataclasses.fields(NetworkConfig)]
-        model = cls(
-            **{name: getattr(vae.config, name) for name in names},
-            noise_level=vae.noise_level if isinstance(vae, VAE) else vae.config.noise_level,
-            covariance=covariance,
-            radius=radius,
-            noise_floor=noise_floor,
-            fixed_mean=True,
-            seed=seed,
-        )
+        given = {"covariance": covariance, "radius": radius, "noise_floor": noise_floor}
+        for name, value in given.items():
+            default = getattr(vae.config, name, getattr(StructuredVAEConfig, name))
+            given[name] = default if value is None else value
+        settings: Any = {name: getattr(vae.config, name) for name in names} | given
+        level = vae.noise_level if isinstance(vae, VAE) else vae.config.noise_level
+        model = cls(**settings, noise_level=level, fixed_mean=True, seed=seed)
         model.to(next(vae.parameters()))
         model.encoder.load_state_dict(vae.encoder.state_dict())
         model.decoder.load_state_dict(vae.decoder.state_dict())

@@ -145,11 +145,12 @@ class TrainingImages:
     ) -> None:
         self._images, self._like = images.detach(), like
         order = torch.randperm(len(images), generator=rng)
-        held_out, kept = order[: settings.validation], order[settings.validation :]
+        wanted = settings.validation
+        num = min(1000, math.ceil(len(images) / 10)) if wanted is None else wanted
+        held_out, kept = order[:num], order[num:]
         if len(kept) == 0:
             raise OptionError(
-                f"validation: holds out {settings.validation} images, but there are {len(images)}; "
-                "hold out fewer"
+                f"validation: holds out {num} images, but there are {len(images)}; hold out fewer"
             )
         uses_reserved = any(stage.images == "reserved" for stage in stages)
         num_reserved = math.ceil(settings.reserved * len(kept)) if uses_reserved else 0

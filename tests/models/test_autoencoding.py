@@ -247,3 +247,14 @@ def test_a_layout_that_cannot_be_standardised_is_finished_all_the_same(
     assert all(torch.equal(a, b) for a, b in zip(G.parameters(), before, strict=True))
     expected = (images - G(G.encode(images))).square().mean(0).sqrt()
     torch.testing.assert_close(G.residual_std, expected.detach())
+
+
+def test_codes_that_differ_by_rounding_alone_keep_their_scale(rng: torch.Generator) -> None:
+    """As of images that are all the same: their covariance is nothing but rounding."""
+    decoder, encoder = (network.float() for network in networks(rng))
+    codes = (
+        torch.rand(1, 3, generator=rng).float() + 1e-8 * torch.rand(50, 3, generator=rng).float()
+    )
+    before = decoder(codes)
+    standardise([decoder], encoder, codes)
+    torch.testing.assert_close(decoder(codes - codes.mean(0)), before, rtol=0, atol=1e-4)

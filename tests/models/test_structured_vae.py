@@ -433,6 +433,10 @@ def test_a_trained_generator_keeps_its_means_to_the_bit(kind: str) -> None:
     before = [*G.covariance_decoder.parameters()]
     after = [*trained.covariance_decoder.parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    # What is not given is as it was.
+    if kind == "structured":
+        again = StructuredVAE.from_vae(G).config
+        assert (again.radius, again.noise_floor) == (1, 0.02)
     # Other seeds begin with other covariances, and the same means.
     other = StructuredVAE.from_vae(base, radius=1, seed=5)
     assert torch.equal(other(z), base(z))

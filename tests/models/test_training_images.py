@@ -76,6 +76,14 @@ def test_too_few_images() -> None:
     assert divided(5, "training", "reserved").count("training") == 1
 
 
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (60, 6), (20_000, 1000)])
+def test_by_default_a_tenth_is_held_out(count: int, held_out: int) -> None:
+    settings = dataclasses.replace(SETTINGS, validation=None)
+    rng, like = torch.Generator().manual_seed(0), torch.zeros(())
+    images = TrainingImages(torch.zeros(count, 1, 1), stages("training"), settings, rng, like)
+    assert images.count("validation") == held_out
+
+
 def test_the_held_out_number_is_that_of_the_settings() -> None:
     settings = dataclasses.replace(SETTINGS, validation=7)
     rng, like = torch.Generator().manual_seed(0), torch.zeros(())

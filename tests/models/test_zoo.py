@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -71,9 +72,19 @@ def test_samples_are_like_images(name: str) -> None:
 @pytest.mark.parametrize("name", LEAST_PSNR)
 def test_every_shipped_generator_has_a_card(name: str) -> None:
     card = load(name).card
-    wanted = {"command", "data", "evaluation", "images", "licence", "losses", "training_seconds"}
-    assert wanted <= card.keys()
+    wanted = {"command", "data", "evaluation", "images", "licence", "losses", "seed"}
+    assert wanted | {"training_seconds"} <= card.keys()
     assert {"reconstruction_psnr", "energy_excess", "latent_effect"} <= card["evaluation"].keys()
+
+
+def test_the_comparison_is_of_what_is_shipped() -> None:
+    path = Path(bayesgen.__file__).parents[1] / "benchmarks" / "results" / "zoo.json"
+    if not path.exists():
+        pytest.skip("installed without the benchmarks")
+    compared = json.loads(path.read_text())["generators"]
+    assert set(compared) == set(names())
+    for name, figures in compared.items():
+        assert load(name).card["evaluation"].items() <= figures.items(), name
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesgen.errors import ShapeError
+from bayesgen.errors import DataError, ShapeError
 from bayesgen.models.base import Generator
 from bayesgen.models.calibration import fit_log_odds
 from bayesgen.models.evaluation.access import check_images, decode, prior_draws
@@ -110,6 +110,8 @@ def evaluate(
     >>> print(found)  # doctest: +SKIP
     """
     check_images(generator, images)
+    if len(images) and not images.any():
+        raise DataError("images: all are black; there is nothing to compare with")
     if len(images) < 40:
         raise ShapeError(f"images: expected at least 40 to compare with, got {len(images)}")
     check_count("samples", samples, minimum=20)

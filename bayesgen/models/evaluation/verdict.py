@@ -11,6 +11,8 @@ from typing import Any
 _RESOLVED = 0.5 / 255
 # Beyond these the prior favours other images than those sought, or draws miss some kind of them.
 _LATENT_EFFECT, _NORM_EFFECT, _LABEL_FACTOR = 0.01, 0.1, 3.0
+# Of fewer images, chance decides whether an accuracy differs from one half or a label is rare.
+_ENOUGH = 500
 # Singular values below this share of the largest are zero but for rounding, in single precision.
 _ROUNDING = 2.0**-23
 # What the worst judgement means for the whole, from the worst on.
@@ -64,11 +66,11 @@ def judge(measures: Mapping[str, Any]) -> Verdict:
     """Judge the numbers of an evaluation, `Evaluation.measures`.
 
     Range: how far images may be from it depends on the noise of the data, so there is no threshold,
-    but for generators that draw them as exactly as they are stored. Samples: good if the interval
-    of the classifier's accuracy holds one half; poor if it tells all apart or a label's frequency
-    is wrong by a factor of 3. Smooth: poor if the Jacobian is infinite somewhere, fair if some
-    direction does nothing. Latent law: good if both its distances from the prior are below their
-    limits, poor if none is. Far away: no threshold.
+    but for generators that draw them as exactly as they are stored. Samples: no judgement of fewer
+    than 500 images; good if the interval of the classifier's accuracy holds one half; poor if it
+    tells all apart or a label's frequency is wrong by a factor of 3. Smooth: poor if the Jacobian
+    is infinite somewhere, fair if some direction does nothing. Latent law: good if both its
+    distances from the prior are below their limits, poor if none is. Far away: no threshold.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ def judge(measures: Mapping[str, Any]) -> Verdict:
     --------
     >>> measures = {
     ...     "reconstruction": {"residual": 0.06},
-    ...     "two_sample_test": {"accuracy": 0.8, "interval": [0.78, 0.82]},
+    ...     "two_sample_test": {"accuracy": 0.8, "interval": [0.78, 0.82], "num_images": 2000},
     ...     "smoothness": {"largest": {"largest": 9.0}, "smallest": {"smallest": 0.1}},
     ...     "latent": {"effect": 0.005, "norm_effect": 0.02},
     ...     "far": {"distance": 1.3, "sensitivity": 0.1},
@@ -115,6 +117,9 @@ def _samples(test: Mapping[str, Any], labels: Mapping[str, Any] | None) -> Judge
     found, wanted = f"classifier {accuracy:.1%} right", "50%, within error"
     if labels is not None:
         found, wanted = f"{found}, labels {factor:.2g}", f"{wanted}, below {_LABEL_FACTOR:g}"
+    if int(test["num_images"]) < _ENOUGH:
+        found = f"{found}, of {test['num_images']} images: too few to tell"
+        return Judgement("samples", found, wanted, "no threshold")
     status = "good" if lowest <= 0.5 else "fair"
     # A kind of images that is not drawn cannot be found; and where a classifier is always right, to
     # two digits, nothing drawn is like an image.

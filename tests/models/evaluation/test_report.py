@@ -74,7 +74,7 @@ def test_a_perfect_generator_is_told_from_a_poor_one() -> None:
     weight = 0.1 * torch.randn(8, 8, 3, generator=rng)
     good = LinearGenerator.from_tensors(weight, torch.full((8, 8), 0.5), 0.01)
     poor = LinearGenerator.from_tensors(0.5 * weight, torch.full((8, 8), 0.5), 0.01)
-    images = good(torch.randn(800, 3, generator=rng)).clamp(0, 1)
+    images = good(torch.randn(1200, 3, generator=rng)).clamp(0, 1)
     reports = {
         name: evaluate(g, images).measures for name, g in {"good": good, "poor": poor}.items()
     }
@@ -116,5 +116,7 @@ def test_bad_input_is_refused_at_the_door(images: Tensor) -> None:
         evaluate(generator, images[:, :7])
     with pytest.raises(DataError, match="NaN"):
         evaluate(generator, images * float("nan"))
+    with pytest.raises(DataError, match="images: all are black"):
+        evaluate(generator, torch.zeros_like(images))
     with pytest.raises(OptionError, match="samples"):
         evaluate(generator, images, samples=0)

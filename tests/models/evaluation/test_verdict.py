@@ -12,7 +12,7 @@ from bayesgen.models.evaluation.verdict import judge
 CRITERIA = ("range", "samples", "smooth", "latent law", "far away")
 MEASURES: dict[str, Any] = {
     "reconstruction": {"residual": 0.06},
-    "two_sample_test": {"accuracy": 0.52, "interval": [0.49, 0.55]},
+    "two_sample_test": {"accuracy": 0.52, "interval": [0.49, 0.55], "num_images": 2000},
     "labels": {"factor": 1.5},
     "smoothness": {"largest": {"largest": 9.0}, "smallest": {"smallest": 0.1}},
     "latent": {"effect": 0.005, "norm_effect": 0.02},
@@ -47,6 +47,8 @@ def test_each_criterion_is_judged_once_and_in_order() -> None:
         ("samples", {"two_sample_test": {"accuracy": 0.56, "interval": [0.51, 0.6]}}, "fair"),
         ("samples", {"two_sample_test": {"accuracy": 0.994, "interval": [0.98, 1.0]}}, "fair"),
         ("samples", {"two_sample_test": {"accuracy": 0.996, "interval": [0.98, 1.0]}}, "poor"),
+        ("samples", {"two_sample_test": {"num_images": 499}}, "no threshold"),
+        ("samples", {"two_sample_test": {"num_images": 500}}, "good"),
         ("samples", {"labels": {"factor": 2.9}}, "good"),
         ("samples", {"labels": {"factor": 3.0}}, "poor"),
         ("samples", {"labels": {"factor": "inf"}}, "poor"),
