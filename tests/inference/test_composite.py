@@ -17,7 +17,7 @@ from bayesgen import infer
 from bayesgen.errors import ModelError
 from bayesgen.inference import MAP, Run, run_optimiser
 from bayesgen.inference.solvers import Objective
-from bayesgen.inference.solvers.composite import PALM
+from bayesgen.inference.solvers.palm import PALM
 from bayesgen.inference.standardised import Standardised
 from bayesgen.log_density import LogDensity
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bayesgen.inference.solvers.composite import PALM, PANOC, Alternating
 from bayesgen.inference.solvers.least_squares import LevenbergMarquardt
+from bayesgen.inference.solvers.palm import PALM, Alternating
+from bayesgen.inference.solvers.panoc import PANOC
 from bayesgen.inference.solvers.problem import Objective, SolverSettings, SolverState
 from bayesgen.inference.solvers.smooth import LBFGS, Adam, GradientDescent
 
