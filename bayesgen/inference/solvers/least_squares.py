@@ -79,9 +79,9 @@ class LevenbergMarquardt:
         matrix = torch.where(good[..., None, None], matrix, memory.matrix)
         new = new._replace(memory=cls.Memory(matrix, damping.clamp(min=smallest), growth))
         new = give_up(new, ~new.stopped & ~good & (damping > cls.largest))
-        # What even the undamped step promises is lost in the rounding of the objective.
+        # Where a step is refused, and what even the undamped one promises is lost in the rounding.
         rounding = 100 * torch.finfo(value.dtype).eps * new.log_prob.abs().clamp(min=1.0)
-        arrived = ~new.stopped & (_decrement(matrix, new.gradient) <= rounding)
+        arrived = ~new.stopped & ~good & (_decrement(matrix, new.gradient) <= rounding)
         return new._replace(stopped=new.stopped | arrived, converged=new.converged | arrived)
 
 
