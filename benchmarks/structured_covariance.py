@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train the alternatives, measure, write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--mnist", type=Path, default=Path("mnist"), help="folder with MNIST")
-    parser.add_argument("--epochs", type=int, default=16, help="of the alternatives")
+    parser.add_argument("--epochs", type=int, default=10, help="of the alternatives")
     options = parser.parse_args(arguments)
     rows, results = [], {}
     for name, (images, test) in problems(options.mnist).items():
