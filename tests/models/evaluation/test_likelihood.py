@@ -233,6 +233,11 @@ def test_whitened_images_of_the_model_are_noise() -> None:
     assert max(map(abs, found.values())) < bound, found
     # Before that they were not.
     raw = whitened_residuals(G, x)
+    # Residuals drawn are as wide as those of images of the model: 84,000 pixels, correlated.
+    assert abs(raw.drawn_width - 1) < 0.05
+    mean = G(torch.zeros(2, dtype=float64))
+    wider = whitened_residuals(G, mean + 2 * (x - mean))
+    assert abs(wider.drawn_width - 0.5) < 0.025
     assert abs(raw.raw_row_correlation[1]) > 0.1 or abs(raw.raw_column_correlation[1]) > 0.1
 
 
@@ -252,6 +257,9 @@ def test_a_wrong_covariance_is_seen() -> None:
 
 def test_the_statistics_by_hand() -> None:
     G = structured(covariance="identity")
+    with torch.no_grad():  # means of every brightness
+        for parameter in G.decoder.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(4))
     x = torch.rand(3, 6, 7, generator=torch.Generator().manual_seed(2), dtype=float64)
     raw = x - G(torch.zeros(2, dtype=float64))
     white = raw / G.conditional(torch.zeros(2, dtype=float64)).stddev
@@ -260,6 +268,11 @@ def test_the_statistics_by_hand() -> None:
     spread = (white - white.mean()).square().mean().sqrt().item()
     assert math.isclose(found.std, spread, rel_tol=1e-10)
     assert math.isclose(found.beyond_two, (white.abs() > 2).sum().item() / 126, rel_tol=1e-10)
+    mean = G(torch.zeros(2, dtype=float64))
+    share = (mean - mean.min()) / (mean.max() - mean.min())
+    thirds = (share < 1 / 3, (share >= 1 / 3) & (share < 2 / 3), share >= 2 / 3)
+    for width, pixels in zip(found.std_by_brightness, thirds, strict=True):
+        assert math.isclose(width, white[:, pixels].std(correction=0).item(), rel_tol=1e-10)
     for lag in (1, 2, 3):
         pairs = {
             "row": (raw[:, :, lag:], raw[:, :, :-lag]),
