@@ -123,7 +123,12 @@ class LogDensity:
     # ------------------------------------------------------------------ evaluation
 
     def value_and_grad(
-        self, v: Tensor, *, jacobian: bool = True, smooth: bool = False
+        self,
+        v: Tensor,
+        *,
+        jacobian: bool = True,
+        smooth: bool = False,
+        where: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log density and its gradient.
 
@@ -137,6 +142,8 @@ class LogDensity:
             density of :math:`\\theta` itself, which MAP reports, is found without.
         smooth
             Whether to leave out the priors of the sites in `proximal`.
+        where
+            See `evaluate`.
 
         Returns
         -------
@@ -147,10 +154,13 @@ class LogDensity:
         jacobian = jacobian or not self._has_jacobian
         without = frozenset(self.proximal) if smooth else frozenset()
         gradient_of = functools.partial(self._value_and_grad, jacobian=jacobian, without=without)
-        value, gradient = self.evaluate(f"gradient {jacobian} {sorted(without)}", gradient_of, v)
+        name = f"gradient {jacobian} {sorted(without)}"
+        value, gradient = self.evaluate(name, gradient_of, v, where)
         return value, gradient
 
-    def evaluate(self, name: str, fn: Callable[..., Any], v: Tensor) -> tuple[Tensor, ...]:
+    def evaluate(
+        self, name: str, fn: Callable[..., Any], v: Tensor, where: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Tensors that a function computes from points and data, recorded as a graph.
 
         Parameters
@@ -162,16 +172,39 @@ class LogDensity:
             with the same leading axes.
         v
             Points ``(*batch, n)``, after an axis of problems if there are several.
+        where
+            Which points are wanted, ``(*batch,)``; all by default. The others cost little, and
+            their results are NaN.
         """
-        rows = self._rows(v)
+        rows, lead = self._rows(v), 1 if self.num_problems is None else 2
         if rows.numel() == 0:
             with torch.no_grad():
                 like = fn(rows.new_zeros(*rows.shape[:-2], 1, self.num_dims), *self._data)
-            lead = rows.ndim - 1
             return tuple(part.new_zeros(v.shape[:-1] + part.shape[lead:]) for part in like)
+        wanted = None if where is None else _few(where.reshape(-1))
         with torch.no_grad():
-            found = self._recorded(name, fn, rows)(rows, *self._data)
-        return tuple(part.reshape(v.shape[:-1] + part.shape[rows.ndim - 1 :]) for part in found)
+            if wanted is None:
+                found = self._recorded(name, fn, rows, self._data)(rows, *self._data)
+            else:
+                found = self._evaluate_few(name, fn, rows, wanted)
+        return tuple(part.reshape(v.shape[:-1] + part.shape[lead:]) for part in found)
+
+    def _evaluate_few(
+        self, name: str, fn: Callable[..., Any], rows: Tensor, wanted: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Like the function itself, with NaN at rows that are not ``wanted``, by number."""
+        few, data = rows.flatten(0, -2)[wanted], self._data
+        if self.num_problems is not None:
+            # Every row becomes a problem, with its problem's data.
+            few, data = few.unsqueeze(1), [d[wanted // rows.shape[1]] for d in data]
+        found = self._recorded(name, fn, few, data)(few, *data)
+        every = []
+        for part in found:
+            shape = part.shape[few.ndim - 1 :]
+            filled = part.new_full((math.prod(rows.shape[:-1]), *shape), math.nan)
+            filled[wanted] = part.reshape(len(wanted), *shape)
+            every.append(filled.reshape(*rows.shape[:-1], *shape))
+        return tuple(every)
 
     def log_prob(self, v: Tensor, *, jacobian: bool = True) -> Tensor:
         """Log density of shape ``v.shape[:-1]``; differentiable, not recorded."""
@@ -185,14 +218,16 @@ class LogDensity:
             raise ShapeError(f"v: has shape {tuple(v.shape)}; expected ({expected})")
         return v.reshape(*lead, math.prod(v.shape[len(lead) : -1]), self.num_dims).contiguous()
 
-    def _recorded(self, name: str, fn: Callable[..., Any], rows: Tensor) -> Callable[..., Any]:
+    def _recorded(
+        self, name: str, fn: Callable[..., Any], rows: Tensor, data: Sequence[Tensor]
+    ) -> Callable[..., Any]:
         if not (self.compile and self.vectorised):
             return fn
         key = (name, *rows.shape)
         if key not in self._graphs:
             try:
                 with isolated():
-                    self._graphs[key] = record(fn, rows, *self._data)
+                    self._graphs[key] = record(fn, rows, *data)
             except Exception as error:
                 # Python that looks into the data, such as `if y.mean() > 0`, works under vmap but
                 # cannot be recorded.
@@ -455,6 +490,20 @@ class LogDensity:
 
         with isolated(0), torch.no_grad(), pyro.validation_enabled(False):
             return dict(self._map(of_one, dict(values), self._data))
+
+
+def _few(where: Tensor) -> Tensor | None:
+    """Numbers of the true entries, filled up to one of a few lengths; None if many are.
+
+    Graphs are recorded for a length, which takes as long as some hundred evaluations of a row.
+    """
+    wanted, length = where.nonzero()[:, 0], len(where)
+    while length > 4 and -(-length // 4) >= len(wanted):
+        length = -(-length // 4)
+    if length == len(where):
+        return None
+    unwanted = (~where).nonzero()[: length - len(wanted), 0]
+    return torch.cat([wanted, unwanted])
 
 
 def _stddev(site: Site, like: Tensor) -> Tensor:

@@ -31,20 +31,22 @@ class LeastSquares:
     log_density: LogDensity
     constant: Tensor
 
-    def linearise(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def linearise(self, v: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Minus the log density, its gradient, and the Gauss-Newton matrix.
 
         Parameters
         ----------
         v
             Points ``(*batch, n)``, after an axis of problems if there are several.
+        where
+            See `bayesgen.LogDensity.evaluate`.
 
         Returns
         -------
         value, gradient, matrix
             Of shapes ``(*batch,)``, ``(*batch, n)`` and ``(*batch, n, n)``.
         """
-        half, gradient, matrix = self.log_density.evaluate("linearise", self._linearise, v)
+        half, gradient, matrix = self.log_density.evaluate("linearise", self._linearise, v, where)
         lead = self.constant.shape
         constant = self.constant.reshape(lead + (1,) * (half.ndim - len(lead)))
         return half + constant, gradient, matrix

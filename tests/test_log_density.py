@@ -529,3 +529,35 @@ def test_latent_sites_of_different_dtypes_are_refused() -> None:
 
     with pytest.raises(DtypeError, match="different dtypes"):
         LogDensity(model, DATA)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_rows_that_nobody_wants_are_left_out(batched: bool) -> None:
+    rows: list[int] = []
+
+    def counted(v: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        rows.append(v.shape[:-1].numel())
+        shift = data[0].reshape(*data[0].shape[:-1], *(1,) * (v.ndim - data[0].ndim), -1)
+        return (v + shift).sum(-1), v * 2
+
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    y = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) if batched else torch.ones(3)
+    log_density = LogDensity(model, y, batched=batched, compile=False)
+    v = torch.randn(5, 8, 3, generator=torch.Generator().manual_seed(1))
+    every = log_density.evaluate("sum", counted, v)
+    for wanted in ([], [3], [0, 7, 39], list(range(0, 40, 5)), list(range(20)), list(range(40))):
+        where = torch.zeros(40, dtype=torch.bool)
+        where[wanted] = True
+        where = where.reshape(5, 8)
+        found = log_density.evaluate("sum", counted, v, where)
+        assert rows[-1] <= max(4, 4 * len(wanted))
+        for a, b in zip(found, every, strict=True):
+            assert a.shape == b.shape
+            torch.testing.assert_close(a[where], b[where])
+    # A row with another problem's data would be seen.
+    assert not batched or not torch.allclose(every[0][0], every[0][1])
+    value = log_density.value_and_grad(v, where=where)[0]
+    torch.testing.assert_close(value, log_density.value_and_grad(v)[0])

@@ -13,9 +13,6 @@ from bayesgen.inference.base import Optimiser
 from bayesgen.inference.solvers import SOLVERS, Objective, SolverState
 from bayesgen.types import Density, check_count, check_positive
 
-# Unknowns up to which all columns of a Jacobian cost less than the steps they save.
-MOST_COLUMNS = 64
-
 
 class MAPInfo(NamedTuple):
     """How each restart ended; all of shape ``(*problems, restarts)``.
@@ -46,12 +43,13 @@ class MAP(Optimiser):
     Parameters
     ----------
     solver
-        ``"auto"`` (default) takes one of the first three by the structure of the model, and the
+        ``"auto"`` (default) takes one of the first two by the structure of the model, and the
         result says which:
 
-        - ``"levenberg-marquardt"`` if all sites are normal and there are at most 64 unknowns;
         - ``"panoc"`` if some prior has kinks, as Laplace and total-variation priors have;
         - ``"lbfgs"`` else: one quasi-Newton model a restart, never coupled through the batch;
+        - ``"levenberg-marquardt"``, if all sites are normal: few steps, each of which costs a
+          derivative of the model for every unknown;
         - ``"gradient-descent"`` (Algorithm 1), ``"alternating"`` (Algorithm 2) and ``"palm"``
           (Algorithm 3): with backtracking, as published by Duff et al.;
         - ``"adam"``, robust to rough objectives.
@@ -96,9 +94,6 @@ class MAP(Optimiser):
             return self
         if getattr(log_density, "proximal", {}):
             return replace(self, solver="panoc")
-        few = log_density.num_dims <= MOST_COLUMNS
-        if few and getattr(log_density, "least_squares", None) is not None:
-            return replace(self, solver="levenberg-marquardt")
         return replace(self, solver="lbfgs")
 
     def init(self, log_density: Density, position: Tensor) -> SolverState:

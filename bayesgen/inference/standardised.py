@@ -32,14 +32,19 @@ class Standardised:
         self.count = 0
 
     def value_and_grad(
-        self, v: Tensor, *, jacobian: bool = True, **options: bool
+        self, v: Tensor, *, jacobian: bool = True, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Log density and its gradient, in these units."""
+        """Log density and its gradient, in these units; other options are the log density's."""
         self.count += 1
         found = self._log_density.value_and_grad(v * self.scale, jacobian=jacobian, **options)
         return found[0], found[1] * self.scale
 
     # ------------------------------------------------------------------ structure
+
+    @property
+    def takes_where(self) -> bool:
+        """Whether it can leave out rows that nobody asks for."""
+        return hasattr(self._log_density, "evaluate")
 
     @property
     def blocks(self) -> dict[str, slice]:
@@ -54,11 +59,11 @@ class Standardised:
         """Whether `linearise` is there."""
         return getattr(self._log_density, "least_squares", None) is not None
 
-    def linearise(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def linearise(self, v: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Minus the log density, its gradient and Gauss-Newton matrix, in these units."""
         self.count += 1
         least_squares: Any = self._log_density.least_squares  # type: ignore[attr-defined]
-        value, gradient, matrix = least_squares.linearise(v * self.scale)
+        value, gradient, matrix = least_squares.linearise(v * self.scale, where)
         if isinstance(self.scale, Tensor):
             matrix = matrix * self.scale.unsqueeze(-1) * self.scale.unsqueeze(-2)
         return value, gradient * self.scale, matrix

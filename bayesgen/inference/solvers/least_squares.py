@@ -53,7 +53,7 @@ class LevenbergMarquardt:
                 "with scales that do not depend on latent sites; this model's are not. Use "
                 "solver='lbfgs', or 'panoc' if priors have kinks."
             )
-        value, gradient, matrix = objective.density.linearise(position)
+        value, gradient, matrix = objective.linearise(position)
         arrived = gradient.norm(dim=-1) <= settings.tolerance
         memory = cls.Memory(matrix, torch.full_like(value, cls.first), torch.full_like(value, 2.0))
         steps = torch.zeros_like(value, dtype=torch.int64)
@@ -67,7 +67,7 @@ class LevenbergMarquardt:
         memory: LevenbergMarquardt.Memory = state.memory
         step, promised = _damped_step(memory.matrix, state.gradient, memory.damping)
         trial = torch.where(state.stopped[..., None], state.position, state.position + step)
-        value, gradient, matrix = objective.density.linearise(trial)
+        value, gradient, matrix = objective.linearise(trial, ~state.stopped)
         # False for NaN, be it from a generator that overflows or from a singular matrix.
         gain = (-state.log_prob - value) / promised
         good = ~state.stopped & (gain > cls.least_gain)

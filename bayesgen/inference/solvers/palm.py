@@ -70,7 +70,7 @@ class PALM:
                 trial, proximal = _block_step(
                     objective, v, gradient, name, lipschitz[name], proximal
                 )
-                trial_value, trial_gradient = objective.smooth(trial)
+                trial_value, trial_gradient = objective.smooth(trial, pending)
                 change = (trial - v)[..., block]
                 model = (gradient[..., block] * change).sum(-1)
                 model = model + 0.5 * lipschitz[name] * change.square().sum(-1)

@@ -110,15 +110,21 @@ class PANOC:
         cls, objective: Objective, memory: Memory, active: Tensor
     ) -> tuple[Memory, tuple[Tensor, Tensor]]:
         """Halve gamma until the smooth part lies below its quadratic model at the proximal step."""
+        pending, forward = active, (memory.at.value, memory.at.gradient)
         while True:
             at, units, gamma = memory.at, memory.units, memory.gamma
-            forward = objective.smooth(at.forward)
+            value, gradient = objective.smooth(at.forward, pending)
+            forward = (
+                torch.where(pending, value, forward[0]),
+                torch.where(pending[..., None], gradient, forward[1]),
+            )
             change = at.forward - at.v
             model = at.value + (at.gradient * change).sum(-1)
             model = model + 0.5 * cls.safety / gamma * (units * change).square().sum(-1)
             rounding = 10 * torch.finfo(model.dtype).eps * at.value.abs().clamp(min=1.0)
             # NaN counts as too large.
             bent = active & ~(forward[0] <= model + rounding) & (gamma >= cls.least)
+            pending = bent
             if not bool(bent.any()):
                 return memory, forward
             gamma = torch.where(bent, 0.5 * gamma, gamma)
@@ -139,7 +145,7 @@ class PANOC:
         found, pending = at, active
         for k in range(cls.trials):
             v = at.v + (1 - 0.5**k) * safe + 0.5**k * direction
-            trial = _point(objective, v, objective.smooth(v), units, gamma, at.proximal)
+            trial = _point(objective, v, objective.smooth(v, pending), units, gamma, at.proximal)
             enough = pending & (trial.envelope <= bound)
             found, pending = _choose(enough, trial, found), pending & ~enough
             if not bool(pending.any()):

@@ -28,17 +28,30 @@ class Objective:
         self.proximal: Mapping[str, Any] = getattr(density, "proximal", {})
         self.blocks: Mapping[str, slice] = getattr(density, "blocks", {"v": slice(None)})
 
-    def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Value ``(*batch,)`` and gradient ``(*batch, n)`` of all of it."""
-        value, gradient = self.density.value_and_grad(v, jacobian=False)
+    def __call__(self, v: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Value ``(*batch,)`` and gradient ``(*batch, n)`` of all of it.
+
+        Only those of ``rows``, ``(*batch,)``, can be relied on.
+        """
+        value, gradient = self.density.value_and_grad(v, jacobian=False, **self._only(rows))
         return -value, -gradient
 
-    def smooth(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def smooth(self, v: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Value and gradient of f."""
         if not self.proximal:
-            return self(v)
-        value, gradient = self.density.value_and_grad(v, jacobian=False, smooth=True)
+            return self(v, rows)
+        options = {"smooth": True, **self._only(rows)}
+        value, gradient = self.density.value_and_grad(v, jacobian=False, **options)
         return -value, -gradient
+
+    def linearise(self, v: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, gradient and Gauss-Newton matrix."""
+        found: tuple[Tensor, Tensor, Tensor] = self.density.linearise(v, **self._only(rows))
+        return found
+
+    def _only(self, rows: Tensor | None) -> dict[str, Any]:
+        known = rows is not None and getattr(self.density, "takes_where", False)
+        return {"where": rows} if known else {}
 
     def penalty(self, v: Tensor) -> Tensor:
         """Value of g, ``(*batch,)``."""

@@ -48,7 +48,7 @@ class GradientDescent:
         new = state
         while bool(pending.any()):
             trial = state.position - state.gradient / lipschitz[..., None]
-            trial_value, trial_gradient = objective(trial)
+            trial_value, trial_gradient = objective(trial, pending)
             # <g, dx> + L/2 |dx|^2 with dx = -g/L.
             enough = pending & (trial_value <= value - 0.5 * squared / lipschitz)
             new = move(new, enough, trial, trial_value, trial_gradient, settings.tolerance)
@@ -95,7 +95,7 @@ class Adam:
         scale = (second / (1 - cls.decay_squared**updates)).sqrt() + cls.epsilon
         update = first / (1 - cls.decay**updates) / scale
         point = memory.point - settings.learning_rate * update
-        value, gradient = objective(point)
+        value, gradient = objective(point, ~state.stopped)
         better = ~state.stopped & (value < -state.log_prob)
         new = move(state, better, point, value, gradient, settings.tolerance)
         steps = torch.where(state.stopped, state.n_steps, state.n_steps + 1)
@@ -104,9 +104,13 @@ class Adam:
 
 
 class LBFGS:
-    """Limited-memory BFGS with backtracking (Nocedal and Wright 2006, Algorithm 7.4), per row."""
+    """Limited-memory BFGS with backtracking (Nocedal and Wright 2006, Algorithm 7.4), per row.
 
-    history, armijo, trials = 10, 1e-4, 30
+    Where rounding hides by how much the objective falls, a step may instead shorten the gradient,
+    in the spirit of Hager and Zhang (2005).
+    """
+
+    history, armijo, shortening, trials = 10, 1e-4, 0.9, 30
 
     class Memory(NamedTuple):
         """The last steps s, gradient changes y, and 1/<s, y>; newest last; 0 marks unused."""
@@ -168,15 +172,21 @@ class LBFGS:
         tolerance: float,
     ) -> SolverState:
         value, pending, new = -state.log_prob, ~state.stopped, state
-        step = torch.ones_like(value)
+        step, length = torch.ones_like(value), state.gradient.norm(dim=-1)
+        rounding = 10 * torch.finfo(value.dtype).eps * value.abs().clamp(min=1.0)
         for _ in range(cls.trials):
             if not bool(pending.any()):
                 break
             trial = state.position + step[..., None] * direction
-            trial_value, trial_gradient = objective(trial)
-            enough = pending & (trial_value < value + cls.armijo * step * slope)
+            trial_value, trial_gradient = objective(trial, pending)
+            shorter = trial_gradient.norm(dim=-1) <= cls.shortening * length
+            enough = pending & (
+                (trial_value < value + cls.armijo * step * slope)
+                | ((trial_value <= value + rounding) & shorter)
+            )
             new = move(new, enough, trial, trial_value, trial_gradient, tolerance)
-            pending = pending & ~enough
+            # Shorter steps promise nothing that could be seen.
+            pending = pending & ~enough & (-step * slope > 1e-2 * rounding)
             # Minimum of the parabola through what is known, kept within [0.1, 0.5] of the step.
             excess = trial_value - value - step * slope
             parabola = -0.5 * slope * step / excess.clamp(min=1e-30)
