@@ -183,8 +183,77 @@ def test_what_is_refused(G: VAE, A: bg.operators.Matrix) -> None:
             plain(A, 0.0, 1.0)
     with pytest.raises(DtypeError, match="G: expected a generator whose residuals have a law giv"):
         R.structured(LinearGenerator((4, 5), 2), A, 0.1)
-    with pytest.raises(OptionError, match="integrated: 4900 data are too many.*integrated=False"):
+    with pytest.raises(OptionError, match="A: images of 4900 and data of 4900 numbers are too l"):
         R.relaxed(G, bg.operators.Identity((70, 70)), 0.1, 1.0)
     nonlinear = bg.operators.Nonlinear(torch.sin, (4, 5), (4, 5))
     with pytest.raises(OptionError, match="A: is not linear.*integrated=False"):
         R.relaxed(G, nonlinear, 0.1, 1.0)
+
+
+def test_noise_levels_are_estimated(linear: LinearGenerator, A: Any) -> None:
+    y = random(*A.range_shape, seed=5)
+    settings = {"method": MAP(tolerance=1e-7), "chains": 4, "progress": False}
+    found = bg.infer(R.hard(linear, A, "estimate"), y, **settings)  # type: ignore[arg-type]
+    residual = A(found.mode("x")) - y
+    level = residual.square().mean().sqrt()
+    torch.testing.assert_close(found.mode("sigma"), level)
+    # With a prior of one's own the derivative of the log density is zero instead.
+    prior = dist.LogNormal(torch.tensor(-2.0, dtype=float64), 0.3)
+    found = bg.infer(R.hard(linear, A, prior), y, **settings)  # type: ignore[arg-type]
+    sigma = found.mode("sigma").requires_grad_()
+    x = found.mode("x")
+    total = dist.Normal(A(x), sigma).log_prob(y).sum() + prior.log_prob(sigma)
+    assert torch.autograd.grad(total, sigma)[0].abs() < 1e-4
+    assert (sigma - level).abs() > 0.01
+
+
+def test_scales_are_estimated_where_that_has_an_answer(linear: LinearGenerator, A: Any) -> None:
+    y = A(random(4, 5, seed=6)) + SIGMA * random(*A.range_shape, seed=5)
+    found = bg.infer(
+        R.relaxed(linear, A, SIGMA, "estimate"),
+        y,
+        method=MAP(tolerance=1e-7),
+        chains=4,
+        progress=False,
+    )
+    best, scale = float(found.log_prob.max()), float(found.mode("scale"))
+    for factor in (0.9, 1.1):
+        fixed = R.relaxed(linear, A, SIGMA, factor * scale)
+        other = bg.infer(fixed, y, method=MAP(tolerance=1e-7), chains=4, progress=False)
+        assert float(other.log_prob.max()) < best
+    with pytest.raises(OptionError, match="scale: with u as a site the density has no maximum"):
+        R.relaxed(linear, A, SIGMA, "estimate", integrated=False)
+    with pytest.raises(OptionError, match="sigma: got 'guess'; expected a number or 'estimate'"):
+        R.hard(linear, A, "guess")
+
+
+def test_penalties_and_latent_priors_enter_the_density(G: VAE, A: Any) -> None:
+    def own(G: Any) -> Tensor:
+        import pyro
+
+        z: Tensor = pyro.sample("z", dist.Normal(torch.ones(2, dtype=float64), 2.0).to_event(1))
+        return z
+
+    def penalty(z: Tensor, x: Tensor) -> Tensor:
+        return 3.0 * x.square().sum() + z.sum()
+
+    z, y = random(2, seed=7), random(*A.range_shape, seed=5)
+    model = R.hard(G, A, SIGMA, latent_prior=own, penalties=[penalty], latent_weight=WEIGHT)
+    expected = (
+        log_likelihood(A, G(z), y)
+        + WEIGHT * dist.Normal(torch.ones(2, dtype=float64), 2.0).log_prob(z).sum()
+        - penalty(z, G(z))
+    )
+    torch.testing.assert_close(bg.LogDensity(model, y).log_prob(z), expected)
+    assert (expected - bg.LogDensity(R.hard(G, A, SIGMA), y).log_prob(z)).abs() > 0.1
+
+
+def test_flows_are_invertible(G: VAE, A: Any) -> None:
+    with pytest.raises(DtypeError, match="G: expected an invertible generator, got VAE"):
+        R.flow(G, A, SIGMA)
+    flow = bg.models.RealNVP((20,)).double().eval().requires_grad_(False)
+    A = bg.operators.Matrix(A.matrix, domain_shape=(20,))
+    z, y = random(20, seed=7), random(*A.range_shape, seed=5)
+    expected = log_likelihood(A, flow(z), y) + WEIGHT * flow.prior().log_prob(z)
+    model = R.flow(flow, A, SIGMA, latent_weight=WEIGHT)
+    torch.testing.assert_close(bg.LogDensity(model, y).log_prob(z), expected)

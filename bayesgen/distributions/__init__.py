@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bayesgen.distributions.base import Noise
+from bayesgen.distributions.deviation import DataSpectrum, IntegratedDeviation
 from bayesgen.distributions.gaussian import GaussianNoise
 from bayesgen.distributions.noise import (
     LaplaceNoise,
@@ -22,6 +23,8 @@ __all__ = [
     "PoissonNoise",
     "PoissonGaussianNoise",
     "RicianNoise",
+    "DataSpectrum",
+    "IntegratedDeviation",
     "StructuredNormal",
     "TotalVariation",
 ]
