@@ -13,10 +13,12 @@ from pyro import poutine
 from torch import Tensor
 
 from bayesgen._arviz import import_arviz
+from bayesgen.inference.map import OUTCOMES
 
 if TYPE_CHECKING:
     import xarray
 
+    from bayesgen.basins import Basin
     from bayesgen.model_sites import Site
     from bayesgen.posterior import Posterior
 
@@ -208,7 +210,13 @@ def _judge_draws(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Fi
         yield from _judge_mixing(posterior, numbers)
     else:
         yield Finding(2, f"{posterior.num_draws} draws a chain say nothing", "set draws >= 100")
-    if not posterior.attributes.get("exact", True):
+    if posterior.attributes.get("method") == "laplace":
+        yield Finding(
+            1,
+            "a Laplace approximation: normal around one optimum, blind to other modes and skewness",
+            "compare with an exact method such as 'hmc'",
+        )
+    elif not posterior.attributes.get("exact", True):
         yield Finding(
             1,
             f"{posterior.attributes.get('method')} is unadjusted: its draws are biased",
@@ -283,21 +291,40 @@ def _judge_optima(posterior: Posterior, numbers: dict[str, float]) -> Iterator[F
     numbers["converged"] = float(converged.double().mean())
     yield Finding(1, "a point estimate: it carries no uncertainty", "infer with method='hmc'")
     if not bool(converged.all()):
+        outcomes = posterior.stats["outcome"][~converged]
+        why = "; ".join(
+            f"{int((outcomes == k).sum())} because {OUTCOMES[k]}"
+            for k in outcomes.unique().tolist()
+        )
         yield Finding(
             1,
-            f"{int(converged.sum())} of {converged.numel()} restarts converged",
-            "raise max_iterations",
+            f"{int(converged.sum())} of {converged.numel()} restarts converged; {why}",
+            "raise max_iterations" if bool((outcomes == 3).any()) else "start elsewhere",
         )
-    if posterior.num_problems is None:
-        best = posterior.log_prob.flatten()
-        near = int((best >= best.max() - 0.1).sum())
-        numbers["restarts_at_best"] = near
-        severity = 0 if near > 1 or len(best) == 1 else 1
-        yield Finding(
-            severity,
-            f"{near} of {len(best)} restarts ended within 0.1 of the best log density",
-            "" if severity == 0 else "use more restarts (chains=)",
-        )
+    found: Any = posterior.basins()
+    problems: list[list[Basin]] = [found] if posterior.num_problems is None else found
+    at_best = [len(basins[0].restarts) for basins in problems]
+    numbers["minima"] = sum(map(len, problems)) / len(problems)
+    numbers["restarts_at_best"] = min(at_best)
+    text = (
+        _told(problems[0])
+        if posterior.num_problems is None
+        else f"{posterior.num_chains} restarts ended in {numbers['minima']:.1f} optima on average; "
+        f"the best was reached once only in {at_best.count(1)} of {len(problems)} problems"
+    )
+    sure = posterior.num_chains == 1 or numbers["restarts_at_best"] > 1
+    yield Finding(0 if sure else 1, text, "" if sure else "use more restarts (chains=)")
+
+
+def _told(basins: list[Basin]) -> str:
+    count = sum(len(basin.restarts) for basin in basins)
+    parts = [f"{basin.log_prob:.1f} ({len(basin.restarts)})" for basin in basins[:3]]
+    more = ", ..." if len(basins) > 3 else ""
+    optima = "optimum" if len(basins) == 1 else "optima"
+    return (
+        f"{count} restarts ended in {len(basins)} {optima}, log density (restarts): "
+        f"{', '.join(parts)}{more}"
+    )
 
 
 def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Finding]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bayesgen.errors import OptionError, ShapeError, unknown_option
+from bayesgen.errors import ModelError, OptionError, ShapeError, unknown_option
 from bayesgen.inference import (
     Method,
     Optimiser,
@@ -17,6 +18,7 @@ from bayesgen.inference import (
     run_optimiser,
     run_sampler,
 )
+from bayesgen.inference.map import OUTCOMES
 from bayesgen.log_density import LogDensity
 from bayesgen.model_sites import Model
 from bayesgen.posterior import Posterior
@@ -108,6 +110,7 @@ def infer(
     with progress_monitor(method, chains, log_density.num_problems, show=progress) as monitor:
         if isinstance(method, Optimiser):
             run = run_optimiser(method, log_density, position, rng, monitor=monitor)
+            _check_bounded(run)
         else:
             assert isinstance(method, Sampler)
             run = run_sampler(
@@ -121,6 +124,23 @@ def infer(
                 monitor=monitor,
             )
     return _posterior(method, log_density, run, seed=seed, start=start, thin=thin)
+
+
+def _check_bounded(run: Run) -> None:
+    if "outcome" not in run.stats:
+        return
+    lost = run.stats["outcome"] == len(OUTCOMES) - 1
+    if bool(lost.all()):
+        raise ModelError(
+            "model: its log density grows without bound, so that it has no maximum; look for a "
+            "prior that is missing, or a scale that can shrink to zero"
+        )
+    if bool(lost.any()):
+        warnings.warn(
+            f"the log density grew without bound from {int(lost.sum())} of {lost.numel()} starts",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _check_budget(

@@ -63,6 +63,8 @@ class LogDensity:
         Dimension n of the unconstrained space.
     num_problems : int or None
         Number of problems if ``batched``, else None.
+    has_jacobian : bool
+        Whether some site is mapped from the unconstrained space by more than the identity.
     vectorised : bool
         False if the model had to be evaluated in a loop over chains.
 
@@ -107,7 +109,7 @@ class LogDensity:
         with isolated(0), torch.no_grad():
             value = draw_or_zero(next(iter(self.sites.latent.values())).prior)
         self.dtype, self.device = value.dtype, value.device
-        self._has_jacobian = not all(
+        self.has_jacobian = not all(
             _is_identity(site.transform) for site in self.sites.latent.values()
         )
         self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
@@ -151,7 +153,7 @@ class LogDensity:
             Shapes ``v.shape[:-1]`` and ``v.shape``. Outside the model's domain the value may be
             NaN or minus infinity.
         """
-        jacobian = jacobian or not self._has_jacobian
+        jacobian = jacobian or not self.has_jacobian
         without = frozenset(self.proximal) if smooth else frozenset()
         gradient_of = functools.partial(self._value_and_grad, jacobian=jacobian, without=without)
         name = f"gradient {jacobian} {sorted(without)}"
@@ -270,7 +272,7 @@ class LogDensity:
             return functools.reduce(torch.add, terms)
 
         value: Tensor = self.map_traces(total, rows, data)
-        return value + self._log_abs_det(rows) if jacobian and self._has_jacobian else value
+        return value + self._log_abs_det(rows) if jacobian and self.has_jacobian else value
 
     def _log_abs_det(self, rows: Tensor) -> Tensor:
         """Of the map from unconstrained points to the values of the sites."""

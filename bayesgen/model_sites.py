@@ -7,6 +7,7 @@ reported with the argument or the line of the model that is at fault.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import linecache
 import math
@@ -400,7 +401,7 @@ def _latent_sites(nodes: dict[str, dict[str, Any]]) -> dict[str, Site]:
         unconstrained = transform.inv(value)
         stop = start + unconstrained.numel()
         sites[name] = Site(
-            name, value.shape, unconstrained.shape, start, stop, transform, node["fn"]
+            name, value.shape, unconstrained.shape, start, stop, transform, _unvalidated(node["fn"])
         )
         start = stop
     kinds = {(n["value"].dtype, n["value"].device) for m, n in nodes.items() if m in sites}
@@ -410,6 +411,15 @@ def _latent_sites(nodes: dict[str, dict[str, Any]]) -> dict[str, Site]:
             "Expected one: make all priors with the same dtype and device."
         )
     return sites
+
+
+def _unvalidated(fn: Any) -> Any:
+    """A copy that does not look at values: methods try points that overflow, and step back."""
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    if hasattr(fn, "base_dist"):
+        fn.base_dist = _unvalidated(fn.base_dist)
+    return fn
 
 
 def _support(support: constraints.Constraint) -> constraints.Constraint:

@@ -17,6 +17,7 @@ from bayesgen.site_draws import Extract, SiteDraws, values_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from bayesgen.basins import Basin
     from bayesgen.diagnostics import Summary
 
 # Draws of one site that fit into this are sorted for exact quantiles.
@@ -227,6 +228,80 @@ class Posterior:
         """Last draw of every chain: a start for `infer` that continues this run."""
         axis = self.log_prob.ndim - 1
         return {name: value.select(axis, -1) for name, value in self._draws.latent.items()}
+
+    def basins(
+        self, *, tolerance: float = 0.1, distance: float = 0.1
+    ) -> list[Basin] | list[list[Basin]]:
+        """Which restarts of an optimiser ended at the same optimum.
+
+        Parameters
+        ----------
+        tolerance
+            Log densities in one basin differ by at most this, in nats.
+        distance
+            Points in one basin differ by at most this, root mean square, in prior standard
+            deviations.
+
+        Returns
+        -------
+        list
+            Basins, the best first; of a batched run, a list of them for every problem.
+
+        Examples
+        --------
+        >>> import pyro, torch, bayesgen as bg
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z**2, 0.1), obs=y)
+        >>> found = bg.infer(model, torch.tensor(1.0), method="map", chains=8, progress=False)
+        >>> len(found.basins())  # near 1 and near -1
+        2
+        """
+        from bayesgen.basins import find_basins
+
+        return find_basins(self, tolerance=tolerance, distance=distance)
+
+    def laplace(self, *, draws: int = 500, seed: int = 0) -> Posterior:
+        """Draws from the Laplace approximation: the normal law with the curvature at the optimum.
+
+        A quick look at the uncertainty around the best restart. It knows of no other mode and of no
+        skewness, and its summary says so; sample where it matters.
+
+        Parameters
+        ----------
+        draws
+            From each of four independent sets, which stand for chains.
+        seed
+            Of the draws.
+
+        Returns
+        -------
+        Posterior
+            By Gauss-Newton where all sites are normal, else by the full Hessian, in unconstrained
+            coordinates.
+
+        Raises
+        ------
+        ResultError
+            If this result does not hold optima, or the optimum is not a strict maximum.
+        OptionError
+            If there are more than 1000 unknowns.
+
+        Examples
+        --------
+        >>> import pyro, torch, bayesgen as bg
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+        >>> point = bg.infer(model, torch.tensor(1.0), method="map", progress=False)
+        >>> abs(float(point.laplace().std("z")) - 0.2**0.5) < 0.05
+        True
+        """
+        from bayesgen.laplace import laplace
+
+        return laplace(self, draws=draws, seed=seed)
 
     def evaluate(self, extract: Extract, index: Tensor | None = None) -> dict[str, Tensor]:
         """What the conditioned model computes at draws, such as predictions or log likelihoods.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 # From values ``(*batch, *shape)``, a step for each of them, ``(*batch,)`` or ``(*batch, *shape)``,
-# and what the last call returned beside the result, to the result and where to begin next time.
-ProximalMap = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
+# what the last call returned beside the result, and by how much the objective may be missed,
+# ``(*batch,)`` or None, to the result and where to begin next time.
+ProximalMap = Callable[[Tensor, Tensor, Any, Tensor | None], tuple[Tensor, Any]]
 
 
 def proximal_map(prior: Any) -> ProximalMap | None:
@@ -28,7 +29,7 @@ def proximal_map(prior: Any) -> ProximalMap | None:
     --------
     >>> import pyro.distributions as dist
     >>> soft_threshold = proximal_map(dist.Laplace(torch.zeros(3), 0.5).to_event(1))
-    >>> soft_threshold(torch.tensor([-3.0, 0.5, 3.0]), torch.tensor(1.0), None)[0]
+    >>> soft_threshold(torch.tensor([-3.0, 0.5, 3.0]), torch.tensor(1.0), None, None)[0]
     tensor([-1.,  0.,  1.])
     """
     own: ProximalMap | None = getattr(prior, "proximal_map", None)
@@ -41,7 +42,9 @@ def proximal_map(prior: Any) -> ProximalMap | None:
         return None
     loc, scale = base.loc, base.scale
 
-    def soft_threshold(value: Tensor, step: Tensor, _: Any) -> tuple[Tensor, None]:
+    def soft_threshold(
+        value: Tensor, step: Tensor, memory: Any, accuracy: Tensor | None
+    ) -> tuple[Tensor, None]:
         threshold = step.reshape(step.shape + (1,) * (value.ndim - step.ndim)) / scale
         difference = value - loc
         return loc + difference.sign() * (difference.abs() - threshold).clamp(min=0), None

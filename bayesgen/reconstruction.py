@@ -14,8 +14,9 @@ from bayesgen.numerics import conjugate_gradient, iteration_tolerance
 from bayesgen.operators import Gradient, Operator
 from bayesgen.operators.convolution import Boundary
 from bayesgen.operators.inputs import as_count, as_positive, require_finite
+from bayesgen.projected_gradient import projected_gradient
 
-__all__ = ["tikhonov", "total_variation"]
+__all__ = ["projected_gradient", "tikhonov", "total_variation"]
 
 
 def tikhonov(

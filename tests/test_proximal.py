@@ -29,27 +29,27 @@ def by_search(prior: dist.Distribution, value: Tensor, step: Tensor) -> Tensor:
 def test_soft_threshold_minimises() -> None:
     prior = dist.Laplace(LOC, SCALE).to_event(1)
     step = torch.tensor([0.3, 1.0, 0.05, 2.0], dtype=float64)
-    found, _ = proximal_map(prior)(VALUES, step, None)
+    found, _ = proximal_map(prior)(VALUES, step, None, None)
     best = by_search(prior, VALUES, step)
     assert torch.allclose(found, best, rtol=0, atol=1e-4)
     # As exact as the grid: at kinks the value is the location itself.
     assert torch.equal(found == LOC, (best - LOC).abs() < 1e-8) and bool((found == LOC).any())
-    other, _ = proximal_map(dist.Laplace(LOC, 1 / SCALE).to_event(1))(VALUES, step, None)
+    other, _ = proximal_map(dist.Laplace(LOC, 1 / SCALE).to_event(1))(VALUES, step, None, None)
     assert not torch.allclose(other, best, atol=1e-2)
 
 
 def test_steps_of_each_value() -> None:
     soft_threshold = proximal_map(dist.Laplace(LOC, SCALE))
     step = torch.tensor([0.3, 1.0, 0.05, 2.0], dtype=float64)
-    each, _ = soft_threshold(VALUES, step[:, None].expand_as(VALUES), None)
-    assert torch.equal(each, soft_threshold(VALUES, step, None)[0])
-    zero, _ = soft_threshold(VALUES, torch.zeros((), dtype=float64), None)
+    each, _ = soft_threshold(VALUES, step[:, None].expand_as(VALUES), None, None)
+    assert torch.equal(each, soft_threshold(VALUES, step, None, None)[0])
+    zero, _ = soft_threshold(VALUES, torch.zeros((), dtype=float64), None, None)
     assert torch.allclose(zero, VALUES, rtol=0, atol=1e-15)
 
 
 def test_images_and_wrappers() -> None:
     prior = dist.Laplace(torch.zeros(2, 3), 0.5).to_event(1).to_event(1)
-    found, _ = proximal_map(prior)(torch.full((4, 2, 3), 2.0), torch.ones(4), None)
+    found, _ = proximal_map(prior)(torch.full((4, 2, 3), 2.0), torch.ones(4), None, None)
     assert torch.equal(found, torch.zeros(4, 2, 3)) and found.dtype == torch.float32
 
 

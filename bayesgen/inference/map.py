@@ -13,6 +13,18 @@ from bayesgen.inference.base import Optimiser
 from bayesgen.inference.solvers import SOLVERS, Objective, SolverState
 from bayesgen.types import Density, check_count, check_positive
 
+# Of `MAPInfo.outcome`; the first two have converged.
+OUTCOMES = (
+    "the gradient is below the tolerance",
+    "what the gradient promises is lost in rounding",
+    "no step lowers the objective",
+    "max_iterations was reached",
+    "the objective falls without bound",
+)
+
+# Prior standard deviations, and nats, beyond which nothing is found any more.
+_FAR, _DEEP = 1e10, 1e25
+
 
 class MAPInfo(NamedTuple):
     """How each restart ended; all of shape ``(*problems, restarts)``.
@@ -26,11 +38,14 @@ class MAPInfo(NamedTuple):
         the rounding of the objective.
     n_steps
         Iterations taken before the restart stopped.
+    outcome
+        Why it stopped: number of an entry of `OUTCOMES`.
     """
 
     gradient_norm: Tensor
     converged: Tensor
     n_steps: Tensor
+    outcome: Tensor
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,8 @@ class MAP(Optimiser):
     ) -> tuple[SolverState, MAPInfo]:
         """One iteration of the solver for every restart that has not stopped."""
         state = SOLVERS[self.solver].step(Objective(log_density), state, self)
+        lost = _unbounded(state)
+        state = state._replace(stopped=state.stopped | lost, converged=state.converged & ~lost)
         return state, self.describe(state)
 
     def finished(self, state: SolverState) -> bool:
@@ -114,4 +131,15 @@ class MAP(Optimiser):
 
     def describe(self, state: SolverState) -> MAPInfo:
         """How each restart stands."""
-        return MAPInfo(state.gradient.norm(dim=-1), state.converged, state.n_steps)
+        length = state.gradient.norm(dim=-1)
+        outcome = torch.full_like(state.n_steps, 3)
+        outcome[state.stopped] = 2
+        outcome[state.converged] = 1
+        outcome[state.converged & (length <= self.tolerance)] = 0
+        outcome[_unbounded(state)] = 4
+        return MAPInfo(length, state.converged, state.n_steps, outcome)
+
+
+def _unbounded(state: SolverState) -> Tensor:
+    far = state.position.abs().amax(-1) > _FAR
+    return far | (state.log_prob > _DEEP)

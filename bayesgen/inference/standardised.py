@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
 
 from bayesgen.types import Density
+
+# Of inexact proximal steps, relative to the length of the last.
+_ERROR = 0.03
 
 
 class Standardised:
@@ -79,28 +82,52 @@ class Standardised:
         total = v.new_zeros(v.shape[:-1])
         for name in self.proximal:
             site = sites.latent[name]
-            # Solvers try points that overflow, and step back from them.
-            with pyro.validation_enabled(False):
-                log_prob = site.prior.log_prob(site.take(v * self.scale))
+            log_prob = site.prior.log_prob(site.take(v * self.scale))
             # Plates leave their axes, which all count.
             total = total - log_prob.reshape(*total.shape, -1).sum(-1)
         return total
 
     def proximal_step(
-        self, v: Tensor, steps: Mapping[str, Tensor], memory: Mapping[str, Any]
+        self,
+        v: Tensor,
+        steps: Mapping[str, Tensor],
+        memory: Mapping[str, Any],
+        where: Tensor | None = None,
+        moved: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Apply the proximal maps of some sites, each with its own step ``(*batch,)``.
 
-        ``memory`` is what the last call returned beside the points, or empty.
+        ``memory`` is what the last call returned beside the points, or empty. With ``where``,
+        ``(*batch,)``, other rows stay as they are. ``moved`` is how points last moved: errors that
+        are small beside it do no harm.
         """
         v, memory = v.clone(), dict(memory)
+        scales = torch.as_tensor(self.scale, dtype=v.dtype, device=v.device).expand(v.shape)
         for name, step in steps.items():
             site: Any = self._log_density.sites.latent[name]  # type: ignore[attr-defined]
-            scale = torch.as_tensor(self.scale, dtype=v.dtype, device=v.device)
-            scale = scale.expand_as(v)[..., site.start : site.stop]
-            value = (v[..., site.start : site.stop] * scale).reshape(*v.shape[:-1], *site.shape)
+            block = slice(site.start, site.stop)
+            # What the map keeps for the next time begins with all rows.
+            rows: Any = ... if where is None or name not in memory else where
+            scale = scales[..., block][rows]
+            value = (v[..., block][rows] * scale).reshape(scale.shape[:-1] + site.shape)
             # |w - w0|^2 / t is |v - v0|^2 / (s^2 t).
-            lengths = (step[..., None] * scale.square()).reshape(value.shape)
-            value, memory[name] = self.proximal[name](value, lengths, memory.get(name))
-            v[..., site.start : site.stop] = value.flatten(v.ndim - 1) / scale
+            lengths = (step[rows][..., None] * scale.square()).reshape(value.shape)
+            kept = tree_map_only(Tensor, lambda part: part[rows], memory.get(name))  # noqa: B023
+            accuracy = None
+            if moved is not None:
+                distance = (moved[..., block][rows] * scale).square().sum(-1)
+                accuracy = _ERROR**2 * 0.5 * distance
+            value, new = self.proximal[name](value, lengths, kept, accuracy)
+            memory[name] = new if rows is ... else _put(memory[name], rows, new)
+            flat = value.reshape(scale.shape) / scale
+            v[..., block] = flat if rows is ... else v[..., block].index_put((rows,), flat)
         return v, memory
+
+
+def _put(old: Any, rows: Tensor, new: Any) -> Any:
+    """``old`` with ``new`` in some rows of its tensors."""
+
+    def put(old: Any, new: Any) -> Any:
+        return old.index_put((rows,), new) if isinstance(old, Tensor) else new
+
+    return tree_map(put, old, new)

@@ -52,9 +52,8 @@ def level_of(name: str, level: Level, like: Tensor) -> Any:
         flat = dist.ImproperUniform(constraints.positive, (), ())
         flat.dtype = like.dtype  # what its values are made in
         return pyro.sample(name, flat)
-    return (
-        pyro.sample(name, level) if isinstance(level, torch.distributions.Distribution) else level
-    )
+    law: Any = level
+    return pyro.sample(name, law) if isinstance(level, torch.distributions.Distribution) else level
 
 
 def latent_image(

@@ -110,7 +110,7 @@ class ByHand:
         return v[..., 1].abs()
 
     def proximal_step(
-        self, v: Tensor, steps: Mapping[str, Tensor], memory: Mapping[str, Any]
+        self, v: Tensor, steps: Mapping[str, Tensor], memory: Mapping[str, Any], moved: None
     ) -> tuple[Tensor, dict[str, Any]]:
         u = v[..., 1:]
         u = u.sign() * (u.abs() - steps["u"][..., None]).clamp(min=0)
@@ -170,13 +170,17 @@ def test_lasso(solver: str, exactness: float) -> None:
     assert torch.allclose(run.log_prob[:, 0], log_density.log_prob(u), rtol=1e-12)
 
 
-def without_prox(self: Standardised, v: Tensor, steps: Any, memory: Any) -> tuple[Tensor, Any]:
+def without_prox(
+    self: Standardised, v: Tensor, steps: Any, memory: Any, **options: Any
+) -> tuple[Tensor, Any]:
     return v, memory
 
 
-def half_a_step(self: Standardised, v: Tensor, steps: Any, memory: Any) -> tuple[Tensor, Any]:
+def half_a_step(
+    self: Standardised, v: Tensor, steps: Any, memory: Any, **options: Any
+) -> tuple[Tensor, Any]:
     steps = {name: 0.5 * step for name, step in steps.items()}
-    return RIGHT(self, v, steps, memory)
+    return RIGHT(self, v, steps, memory, **options)
 
 
 RIGHT = Standardised.proximal_step

@@ -68,7 +68,7 @@ class PALM:
             pending, before, first = ~state.stopped, v, lipschitz[name]
             while bool(pending.any()):
                 trial, proximal = _block_step(
-                    objective, v, gradient, name, lipschitz[name], proximal
+                    objective, v, gradient, name, lipschitz[name], proximal, pending
                 )
                 trial_value, trial_gradient = objective.smooth(trial, pending)
                 change = (trial - v)[..., block]
@@ -124,11 +124,12 @@ def _block_step(
     name: str,
     lipschitz: Tensor,
     proximal: Mapping[str, Any],
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Mapping[str, Any]]:
     """A proximal gradient step of one site."""
     trial, block = v.clone(), objective.blocks[name]
     trial[..., block] = v[..., block] - gradient[..., block] / lipschitz[..., None]
-    return objective.proximal_step(trial, {name: 1 / lipschitz}, proximal)
+    return objective.proximal_step(trial, {name: 1 / lipschitz}, proximal, rows)
 
 
 def _fixed_point_residual(

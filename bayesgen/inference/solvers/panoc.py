@@ -45,7 +45,8 @@ class PANOC:
     model predictive control, algorithm 1.
     """
 
-    length, safety, decrease, trials, least, patience = 20, 0.95, 1e-3, 8, 1e-12, 10
+    length, safety, decrease, shortening, trials = 20, 0.95, 1e-3, 0.9, 8
+    least, patience = 1e-12, 10
 
     class Memory(NamedTuple):
         """History of L-BFGS, the iterate, the square roots of the curvatures, gamma, and for how
@@ -65,7 +66,7 @@ class PANOC:
         value, gradient = objective.smooth(position)
         units = _curvatures(objective, position, gradient).sqrt()
         gamma = torch.full_like(value, cls.safety)
-        at = _point(objective, position, (value, gradient), units, gamma, {})
+        at = _point(objective, position, (value, gradient), units, gamma)
         history, stalled = empty_history(position, cls.length), torch.zeros_like(value)
         memory = cls.Memory(*history, at, units, gamma, stalled)
         stopped = torch.zeros_like(value, dtype=torch.bool)
@@ -102,8 +103,9 @@ class PANOC:
         stalled = torch.where(hidden, memory.stalled + 1, 0)
         at = _choose(active, following, at)
         new = new._replace(memory=cls.Memory(s, y, products, at, units, gamma, stalled))
-        lost = (~tried & hidden) | (stalled >= cls.patience) | (gamma < cls.least)
-        return give_up(new, active & lost)
+        arrived = active & ((~tried & hidden) | (stalled >= cls.patience))
+        new = new._replace(stopped=new.stopped | arrived, converged=new.converged | arrived)
+        return give_up(new, active & (gamma < cls.least))
 
     @classmethod
     def _shortened(
@@ -129,7 +131,8 @@ class PANOC:
                 return memory, forward
             gamma = torch.where(bent, 0.5 * gamma, gamma)
             smooth = (at.value, at.gradient)
-            at = _choose(bent, _point(objective, at.v, smooth, units, gamma, at.proximal), at)
+            shorter = _point(objective, at.v, smooth, units, gamma, at, bent)
+            at = _choose(bent, shorter, at)
             products = torch.where(bent, 0.0, memory.inverse_products)
             memory = memory._replace(at=at, gamma=gamma, inverse_products=products)
 
@@ -142,15 +145,26 @@ class PANOC:
         direction = -two_loops(memory, at.residual, gamma) / units
         safe = at.forward - at.v
         bound = at.envelope - cls.decrease * gamma * at.residual.square().sum(-1)
-        found, pending = at, active
+        rounding = 10 * torch.finfo(bound.dtype).eps * at.envelope.abs().clamp(min=1.0)
+        length, found, pending = at.residual.norm(dim=-1), at, active
         for k in range(cls.trials):
             v = at.v + (1 - 0.5**k) * safe + 0.5**k * direction
-            trial = _point(objective, v, objective.smooth(v, pending), units, gamma, at.proximal)
-            enough = pending & (trial.envelope <= bound)
+            v = torch.where(pending[..., None], v, at.v)
+            value, gradient = objective.smooth(v, pending)
+            smooth = (
+                torch.where(pending, value, at.value),
+                torch.where(pending[..., None], gradient, at.gradient),
+            )
+            trial = _point(objective, v, smooth, units, gamma, at, pending)
+            # Where rounding hides by how much the envelope falls, a shorter residual will do.
+            shorter = trial.residual.norm(dim=-1) <= cls.shortening * length
+            enough = pending & (
+                (trial.envelope <= bound) | ((trial.envelope <= at.envelope + rounding) & shorter)
+            )
             found, pending = _choose(enough, trial, found), pending & ~enough
             if not bool(pending.any()):
                 return found, active
-        last = _point(objective, at.forward, forward, units, gamma, at.proximal)
+        last = _point(objective, at.forward, forward, units, gamma, at, pending)
         return _choose(pending, last, found), active & ~pending
 
 
@@ -160,12 +174,17 @@ def _point(
     smooth: tuple[Tensor, Tensor],
     units: Tensor,
     gamma: Tensor,
-    proximal: Mapping[str, Any],
+    last: Point | None = None,
+    rows: Tensor | None = None,
 ) -> Point:
     value, gradient = smooth
+    proximal = {} if last is None else last.proximal
+    moved = None if last is None else last.forward - last.v
     lengths = gamma[..., None] / units.square()
     steps = {name: lengths[..., block][..., 0] for name, block in objective.blocks.items()}
-    forward, proximal = objective.proximal_step(v - lengths * gradient, steps, proximal)
+    forward, proximal = objective.proximal_step(
+        v - lengths * gradient, steps, proximal, rows, moved
+    )
     change = forward - v
     envelope = (
         value

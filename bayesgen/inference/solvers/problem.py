@@ -59,12 +59,23 @@ class Objective:
         return penalty
 
     def proximal_step(
-        self, v: Tensor, steps: Mapping[str, Tensor], memory: Mapping[str, Any]
+        self,
+        v: Tensor,
+        steps: Mapping[str, Tensor],
+        memory: Mapping[str, Any],
+        rows: Tensor | None = None,
+        moved: Tensor | None = None,
     ) -> tuple[Tensor, Mapping[str, Any]]:
-        """Proximal maps of g, with a step for each block that has one."""
+        """Proximal maps of g, with a step for each block that has one; of ``rows`` only.
+
+        Errors may be small beside ``moved``, ``(*batch, n)``, if that is given.
+        """
         steps = {name: step for name, step in steps.items() if name in self.proximal}
         found: tuple[Tensor, Mapping[str, Any]] = (v, memory)
-        return self.density.proximal_step(v, steps, memory) if steps else found
+        if not steps:
+            return found
+        found = self.density.proximal_step(v, steps, memory, moved=moved, **self._only(rows))
+        return found
 
 
 class SolverState(NamedTuple):

@@ -110,21 +110,27 @@ class LBFGS:
     in the spirit of Hager and Zhang (2005).
     """
 
-    history, armijo, shortening, trials = 10, 1e-4, 0.9, 30
+    history, armijo, shortening, expansion, trials = 10, 1e-4, 0.9, 4.0, 30
 
     class Memory(NamedTuple):
-        """The last steps s, gradient changes y, and 1/<s, y>; newest last; 0 marks unused."""
+        """The last steps s, gradient changes y, and 1/<s, y>; newest last; 0 marks unused.
+
+        ``failures`` counts failed searches in a row, ``reach`` lengthens steps where the objective
+        bends downwards.
+        """
 
         steps: Tensor
         changes: Tensor
         inverse_products: Tensor
         failures: Tensor
+        reach: Tensor
 
     @classmethod
     def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
         """Begin with an empty history."""
         state = first_state(objective, position, settings.tolerance)
-        memory = cls.Memory(*empty_history(position, cls.history), torch.zeros_like(state.log_prob))
+        none = torch.zeros_like(state.log_prob)
+        memory = cls.Memory(*empty_history(position, cls.history), none, none + 1)
         return state._replace(memory=memory)
 
     @classmethod
@@ -145,12 +151,15 @@ class LBFGS:
         # A failed search first forgets the curvature; failing again, the row gives up.
         failures = torch.where(moved | state.stopped, 0.0, state.memory.failures + 1)
         products = torch.where(failures > 0, 0.0, products)
-        memory = cls.Memory(steps, changes, products, failures)
+        downwards = moved & ((s * y).sum(-1) <= 0)
+        reach = torch.where(downwards, cls.expansion * state.memory.reach, 1.0)
+        memory = cls.Memory(steps, changes, products, failures, reach)
         return give_up(new._replace(memory=memory), failures > 1)
 
     @classmethod
     def _direction(cls, state: SolverState) -> Tensor:
-        return -two_loops(state.memory, state.gradient, cls._scale(state))
+        direction = two_loops(state.memory, state.gradient, cls._scale(state))
+        return -state.memory.reach[..., None] * direction
 
     @classmethod
     def _scale(cls, state: SolverState) -> Tensor:

@@ -140,7 +140,7 @@ def _damped_step(A: Tensor, b: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]
 class _Misfit(Objective):
     """The objective itself, where solvers expect minus a log density."""
 
-    def __call__(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, v: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = self.density.value_and_grad(v)
         return found
 
