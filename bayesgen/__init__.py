@@ -9,10 +9,14 @@ from bayesgen import (
     datasets,
     distributions,
     inference,
+    latent_priors,
     models,
     operators,
+    penalties,
     reconstruction,
     regularisers,
+    starts,
+    weights,
 )
 from bayesgen._version import __version__
 from bayesgen.infer import infer
@@ -27,8 +31,12 @@ __all__ = [
     "distributions",
     "infer",
     "inference",
+    "latent_priors",
     "models",
     "operators",
+    "penalties",
     "reconstruction",
     "regularisers",
+    "starts",
+    "weights",
 ]
