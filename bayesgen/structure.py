@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bayesgen.errors import OptionError
 from bayesgen.model_sites import isolated, log_prob_of_sites, normalised_residuals
 from bayesgen.proximal import ProximalMap, proximal_map
 
@@ -73,6 +74,18 @@ class LeastSquares:
         return 0.5 * r.square().sum(-1), gradient, columns @ columns.mT
 
 
+class ProximalMaps(dict[str, ProximalMap]):
+    """Proximal maps by site; asked for one that is not there, it says which sites have one."""
+
+    def __missing__(self, site: str) -> ProximalMap:
+        known = f"those of {sorted(self)} have" if self else "no prior of this model has"
+        raise OptionError(
+            f"site {site!r}: its prior has no proximal map; {known} one. Laplace and "
+            "TotalVariation priors that depend on no other site do, and distributions with a "
+            "method proximal_map"
+        )
+
+
 def find_least_squares(log_density: LogDensity) -> LeastSquares | None:
     """Look for normal sites, and check that nothing but their residuals changes the density."""
     v = log_density.prior_draws(3, torch.Generator().manual_seed(0))
@@ -116,4 +129,4 @@ def find_proximal_maps(log_density: LogDensity) -> dict[str, ProximalMap]:
             as_is = torch.allclose(site.prior.log_prob(value).sum(), counted[name])
             if map_ is not None and as_is and torch.equal(site.take(v[1]), value):
                 found[name] = map_
-    return {name: found[name] for name in sites.latent if name in found}
+    return ProximalMaps({name: found[name] for name in sites.latent if name in found})

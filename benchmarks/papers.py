@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sigma", type=float, nargs="+", help="noise levels (default: published)")
     parser.add_argument("--images", type=int, help="fewer images, for a quick look")
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="rows of the table")
+    parser.add_argument("--fastmri", type=Path, help="folder with knees, for the noise sweep")
+    parser.add_argument("--generator", help="of knees, a file")
     options = parser.parse_args(arguments)
     module, function = EXPERIMENTS[options.experiment]
     getattr(importlib.import_module(f"experiments.{module}"), function)(options)

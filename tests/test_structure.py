@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from bayesgen.distributions import GaussianNoise, LaplaceNoise, StructuredNormal, TotalVariation
+from bayesgen.errors import OptionError
 from bayesgen.inference.standardised import Standardised
 from bayesgen.log_density import LogDensity
 from bayesgen.model_sites import normalised_residuals
@@ -327,3 +328,15 @@ def test_proximal_steps_are_in_units_of_the_prior() -> None:
     for size in (1e-1, 1e-3):
         moved = found + size * random(200, 3, 10, seed=6)
         assert bool((objective(moved) >= objective(found) - 1e-12).all())
+
+
+def test_a_map_that_is_not_there_is_explained() -> None:
+    def model(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        u = pyro.sample("u", dist.Laplace(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z + u, 1.0).to_event(1), obs=y)
+
+    maps = LogDensity(model, torch.zeros(2)).proximal
+    with pytest.raises(OptionError, match="site 'z': its prior has no proximal map; those of"):
+        maps["z"]
+    assert "z" not in maps and list(maps) == ["u"]

@@ -16,6 +16,7 @@ from bayesgen.distributions import TotalVariation
 from bayesgen.errors import OptionError, ShapeError
 from bayesgen.inference import MAP
 from bayesgen.operators import Blur, Identity, Operator, gaussian_kernel
+from bayesgen.proximal import proximal_map
 from bayesgen.reconstruction import total_variation
 
 float64 = torch.float64
@@ -214,3 +215,19 @@ def test_posterior_mode_is_the_reconstruction(A: Operator, solver: str) -> None:
     assert torch.allclose(found.mode("u"), exact, atol=1e-3)
     wrong = total_variation(A, y, sigma**2 / b, tolerance=1e-9, max_steps=100_000)
     assert not torch.allclose(found.mode("u"), wrong, atol=1e-2)
+
+
+def test_smoothed_lengths_have_no_kinks() -> None:
+    u = random(4, 5, seed=11)
+    exact, smooth = prior((4, 5)), prior((4, 5), smoothing=0.1)
+    lengths = -exact.scale * exact.log_prob(u)
+    down, right = torch.zeros_like(u), torch.zeros_like(u)
+    down[:-1], right[:, :-1] = u.diff(dim=0), u.diff(dim=1)
+    squares = down.square() + right.square()
+    expected = ((squares + 0.01).sqrt() - 0.1).sum()
+    assert torch.allclose(-smooth.scale * smooth.log_prob(u), expected, rtol=1e-12)
+    assert lengths - 20 * 0.1 < expected < lengths
+    assert float(smooth.log_prob(torch.ones_like(u))) == 0.0
+    assert proximal_map(smooth) is None and proximal_map(exact) is not None
+    with pytest.raises(OptionError, match="smoothing"):
+        prior((4, 5), smoothing=-0.1)

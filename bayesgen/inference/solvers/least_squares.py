@@ -29,7 +29,7 @@ class LevenbergMarquardt:
     algorithm 3.16.
     """
 
-    first, largest, least_gain = 1e-3, 1e10, 1e-4
+    first, largest, least_gain, shortening = 1e-3, 1e10, 1e-4, 0.9
 
     class Memory(NamedTuple):
         """Gauss-Newton matrix, damping relative to its largest entry, and the damping's growth."""
@@ -70,6 +70,11 @@ class LevenbergMarquardt:
         value, gradient, matrix = objective.linearise(trial, ~state.stopped)
         # False for NaN, be it from a generator that overflows or from a singular matrix.
         gain = (-state.log_prob - value) / promised
+        # Where rounding hides the decrease, a shorter gradient will do.
+        rounding = 10 * torch.finfo(value.dtype).eps * value.abs().clamp(min=1.0)
+        shorter = gradient.norm(dim=-1) <= cls.shortening * state.gradient.norm(dim=-1)
+        hidden = (promised <= rounding) & (value <= rounding - state.log_prob)
+        gain = torch.where(hidden & shorter, 1.0, gain)
         good = ~state.stopped & (gain > cls.least_gain)
         new = move(state, good, trial, value, gradient, settings.tolerance)
         shrink = (1 - (2 * gain - 1) ** 3).clamp(1 / 3, 2)

@@ -45,7 +45,7 @@ class PANOC:
     model predictive control, algorithm 1.
     """
 
-    length, safety, decrease, shortening, trials = 20, 0.95, 1e-3, 0.9, 8
+    length, safety, decrease, shortening, trials = 20, 0.95, 1e-3, 0.99, 8
     least, patience = 1e-12, 10
 
     class Memory(NamedTuple):
@@ -100,7 +100,9 @@ class PANOC:
         s, y, products = remember(memory, change, following.residual - at.residual, active)
         # No decrease is left that rounding would not hide; a few more steps gain some digits.
         hidden = gamma * at.residual.square().sum(-1) <= rounding
-        stalled = torch.where(hidden, memory.stalled + 1, 0)
+        length = cls.shortening * at.residual.norm(dim=-1)
+        shorter = following.residual.norm(dim=-1) <= length
+        stalled = torch.where(hidden & ~shorter, memory.stalled + 1, 0)
         at = _choose(active, following, at)
         new = new._replace(memory=cls.Memory(s, y, products, at, units, gamma, stalled))
         arrived = active & ((~tried & hidden) | (stalled >= cls.patience))

@@ -110,7 +110,7 @@ class LBFGS:
     in the spirit of Hager and Zhang (2005).
     """
 
-    history, armijo, shortening, expansion, trials = 10, 1e-4, 0.9, 4.0, 30
+    history, armijo, shortening, expansion, trials = 10, 1e-4, 0.99, 4.0, 30
 
     class Memory(NamedTuple):
         """The last steps s, gradient changes y, and 1/<s, y>; newest last; 0 marks unused.
