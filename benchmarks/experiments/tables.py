@@ -103,11 +103,11 @@ def tomography(options: argparse.Namespace) -> None:
     """Parallel-beam tomography of two shapes, 125 angles and 81 detectors for 56 x 56 pixels, the
     operator divided by its norm."""
     A = bg.operators.Radon((56, 56)).normalised()
-    scales, fewer = (0.003, 0.006, 0.012, 0.025), {"restarts": 4}
+    scales, fewer = (0.004, 0.008, 0.016), {"restarts": 4}
     arms = {
-        "hard, shapes-ae-10": Arm(hard("shapes-ae-10"), WEIGHTS, 27.15),
-        "hard, shapes-vae-10": Arm(hard("shapes-vae-10"), WEIGHTS, 26.90),
-        "hard, shapes-wgan-10": Arm(hard("shapes-wgan-10"), WEIGHTS, 16.90),
+        "hard, shapes-ae-10": Arm(hard("shapes-ae-10"), (0.3, 1.0, 3.0), 27.15),
+        "hard, shapes-vae-10": Arm(hard("shapes-vae-10"), (0.3, 1.0, 3.0), 26.90),
+        "hard, shapes-wgan-10": Arm(hard("shapes-wgan-10"), (0.3, 1.0, 3.0), 16.90),
         "relaxed, shapes-ae-10": Arm(relaxed("shapes-ae-10", **fewer), scales, 24.68),
         "relaxed, shapes-vae-10": Arm(relaxed("shapes-vae-10", **fewer), scales, 22.77),
         "sparse, shapes-ae-10": Arm(sparse("shapes-ae-10", **fewer), scales, 27.10),

@@ -172,7 +172,7 @@ def test_derivatives_by_hand() -> None:
         pyro.sample("y", dist.Normal(x, sigma).to_event(1), obs=y)
 
     y = torch.tensor([0.1, 1.0, 2.0], dtype=float64)
-    joint = marginal._Joint(model, (y,), {"sigma": 1.0, "scale": 1.0})
+    joint = marginal.Joint(model, (y,), {"sigma": 1.0, "scale": 1.0})
     place = torch.tensor([0.3, 0.7], dtype=float64)
     joint.set(place.log())
     v = normals((5, 3), 6)
@@ -200,20 +200,20 @@ def test_a_prior_without_its_constant_ends_at_the_bound() -> None:
 
 
 def test_the_wrong_sign_ends_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    derivatives = marginal._Joint.derivatives
+    derivatives = marginal.Joint.derivatives
 
     def wrong(self: Any, position: Tensor) -> tuple[Tensor, Tensor]:
         gradients, information = derivatives(self, position)
         return -gradients, information
 
-    monkeypatch.setattr(marginal._Joint, "derivatives", wrong)
+    monkeypatch.setattr(marginal.Joint, "derivatives", wrong)
     with pytest.warns(RuntimeWarning, match="scale = .* is at a bound"):
         found = run(bounds={"scale": (0.3, 10.0)}, iterations=60)
     assert found.parameters["scale"] == pytest.approx(10.0)
 
 
 def test_chains_that_stay_at_the_start_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marginal._Joint, "set", lambda self, logs: None)
+    monkeypatch.setattr(marginal.Joint, "set", lambda self, logs: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         assert off(run(start={"scale": 0.5}, iterations=60)) > 5
