@@ -53,10 +53,19 @@ def find_basins(
 
 def _standardised(posterior: Posterior) -> Tensor:
     """Optima ``(*problems, restarts, n)`` in prior standard deviations, if the model is there."""
-    values = posterior.last_draws()
+    lead, rows = posterior.log_prob.ndim - 1, []
+    draws = None
     if posterior.has_model:
-        return posterior.model.unconstrain(values) / posterior.model.scale
-    return torch.cat([v.flatten(posterior.log_prob.ndim - 1) for v in values.values()], -1)
+        model, rng = posterior.model, torch.Generator().manual_seed(0)
+        draws = model.constrain(model.prior_draws(100, rng))
+    # Not in unconstrained coordinates, which are infinite at the wall of a box.
+    for name, value in posterior.last_draws().items():
+        flat = value.flatten(lead)
+        if draws is not None:
+            spread = draws[name].flatten(lead).std(-2, keepdim=True)
+            flat = flat / torch.where(spread > 0, spread, 1.0)
+        rows.append(flat)
+    return torch.cat(rows, -1)
 
 
 def _cluster(

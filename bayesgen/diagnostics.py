@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from bayesgen._arviz import import_arviz
+from bayesgen.distributions import IntegratedDeviation
 from bayesgen.inference.map import OUTCOMES
 
 if TYPE_CHECKING:
@@ -333,6 +334,13 @@ def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Find
         return
     if not posterior.model.sites.observed:
         return
+    if not posterior.is_point_estimate and _is_integrated(posterior):
+        yield Finding(
+            1,
+            "a deviation was integrated out: images are its mean given z and the data, so that "
+            "their intervals are too narrow",
+            "for intervals keep the deviation as a site (integrated=False)",
+        )
     if not _has_gaussian_noise(posterior):
         yield Finding(
             0, "fit to the data not checked: the noise is not independent Gaussian", checked=False
@@ -391,7 +399,19 @@ def _noise_is_inferred(posterior: Posterior) -> bool:
 
 def _has_gaussian_noise(posterior: Posterior) -> bool:
     """Whether chi-square has its usual distribution: independent normal data, none masked."""
-    gaussian: list[bool] = []
+    return all(
+        isinstance(fn, torch.distributions.Normal) and node["mask"] is None
+        for fn, node in _likelihoods(posterior)
+    )
+
+
+def _is_integrated(posterior: Posterior) -> bool:
+    return any(isinstance(fn, IntegratedDeviation) for fn, _ in _likelihoods(posterior))
+
+
+def _likelihoods(posterior: Posterior) -> list[tuple[Any, Any]]:
+    """Distribution of each observed site, without what makes events of it, and its node."""
+    found: list[tuple[Any, Any]] = []
 
     def look(trace: poutine.Trace) -> dict[str, Tensor]:
         for name in posterior.model.sites.observed:
@@ -399,11 +419,11 @@ def _has_gaussian_noise(posterior: Posterior) -> bool:
             fn = node["fn"]
             while isinstance(fn, torch.distributions.Independent):
                 fn = fn.base_dist
-            gaussian.append(isinstance(fn, torch.distributions.Normal) and node["mask"] is None)
+            found.append((fn, node))
         return {}
 
     posterior.evaluate(look, torch.zeros(1, dtype=torch.int64))
-    return all(gaussian)
+    return found
 
 
 def _largest(dataset: xarray.Dataset) -> tuple[float, str]:

@@ -66,7 +66,8 @@ def infer(
         Where chains begin: ``"prior"`` (draws from the prior), ``"map"`` or a ``MAP(...)``
         instance (optima found from at least eight prior draws, one drawn for each chain with
         probability proportional to its density), a dictionary from latent site to value
-        (``site.shape``, or with a leading axis of chains), or a `Posterior` (its last draws).
+        (``site.shape``, or with a leading axis of chains; sites left out begin at prior draws), or
+        a `Posterior` (its last draws).
     seed
         Seed of all randomness. The global random state is neither read nor changed.
     batched
@@ -178,7 +179,7 @@ def _start(start: Start, log_density: LogDensity, chains: int, rng: torch.Genera
             )
         start = start.last_draws()
     if isinstance(start, dict):
-        return _user_start(start, log_density, chains)
+        return _user_start(start, log_density, chains, rng)
     if start == "prior":
         return log_density.prior_draws(chains, rng)
     if isinstance(start, str) and start != "map":
@@ -209,15 +210,21 @@ def _optimal_start(
     return torch.take_along_dim(optima, chosen[..., None], dim=-2)
 
 
-def _user_start(start: dict[str, Tensor], log_density: LogDensity, chains: int) -> Tensor:
+def _user_start(
+    start: dict[str, Tensor], log_density: LogDensity, chains: int, rng: torch.Generator
+) -> Tensor:
+    """Values given by site; the other sites begin at draws from the prior."""
     problems = () if log_density.num_problems is None else (log_density.num_problems,)
     lead = (*problems, chains)
+    known = sorted(log_density.sites.latent)
+    if not start or set(start) - set(known):
+        raise OptionError(f"start: has sites {sorted(start)}; expected some of {known}")
     values = {}
+    if set(known) - set(start):
+        values = log_density.constrain(log_density.prior_draws(chains, rng))
     for name, site in log_density.sites.latent.items():
         if name not in start:
-            raise OptionError(
-                f"start: has sites {sorted(start)}; expected {sorted(log_density.sites.latent)}"
-            )
+            continue
         value = torch.as_tensor(start[name], dtype=log_density.dtype, device=log_density.device)
         if value.shape not in (site.shape, (*lead, *site.shape)):
             raise ShapeError(
@@ -226,9 +233,6 @@ def _user_start(start: dict[str, Tensor], log_density: LogDensity, chains: int) 
                 "chains)"
             )
         values[name] = value.expand(*lead, *site.shape)
-    unknown = sorted(set(start) - set(values))
-    if unknown:
-        raise OptionError(f"start: unknown sites {unknown}; expected {sorted(values)}")
     return log_density.unconstrain(values)
 
 

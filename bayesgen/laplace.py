@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -29,8 +30,20 @@ def laplace(posterior: Posterior, *, draws: int = 500, seed: int = 0) -> Posteri
             f"laplace: the model has {log_density.num_dims} unknowns; expected at most "
             f"{MOST_UNKNOWNS}. Integrate the deviation out (relaxed), or sample"
         )
+    if log_density.proximal:
+        raise OptionError(
+            f"laplace: the priors of {sorted(log_density.proximal)} have kinks, where no normal "
+            "law fits; sample instead"
+        )
     rng = torch.Generator().manual_seed(seed)
-    mode = _mode(posterior, rng)
+    mode, arrived = _mode(posterior, rng)
+    if not bool(arrived.all()):
+        warnings.warn(
+            "laplace: the optimum has not converged, so that the normal law is not where the "
+            "density is highest; raise max_iterations of MAP",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     precision, kind = _precision(log_density, mode)
     scale = log_density.scale if isinstance(log_density.scale, Tensor) else mode.new_ones(())
     # In prior standard deviations, where magnitudes are alike.
@@ -58,17 +71,22 @@ def laplace(posterior: Posterior, *, draws: int = 500, seed: int = 0) -> Posteri
     )
 
 
-def _mode(posterior: Posterior, rng: torch.Generator) -> Tensor:
-    """The best optimum ``(*problems, n)``, of the density of unconstrained coordinates."""
+def _mode(posterior: Posterior, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The best optimum ``(*problems, n)`` of the density of unconstrained coordinates.
+
+    And whether it has converged, ``(*problems,)``.
+    """
     log_density = posterior.model
     best = posterior.log_prob.nan_to_num(-torch.inf)[..., 0].argmax(-1)
     v = log_density.unconstrain(posterior.last_draws())
     v = torch.take_along_dim(v, best[..., None, None], dim=-2)
+    arrived = torch.take_along_dim(posterior.stats["converged"][..., 0], best[..., None], -1)
     if log_density.has_jacobian:
         # The optimum is of the density of the sites themselves: a little further on.
         method = MAP(solver="lbfgs")
-        v = run_optimiser(method, _Unconstrained(log_density), v, rng).position[..., 0, :]
-    return v[..., 0, :]
+        run = run_optimiser(method, _Unconstrained(log_density), v, rng)
+        v, arrived = run.position[..., 0, :], run.stats["converged"][..., 0]
+    return v[..., 0, :], arrived[..., 0]
 
 
 class _Unconstrained:

@@ -103,3 +103,12 @@ def test_what_is_refused() -> None:
     for bad in (0.0, -1.0):
         with pytest.raises(OptionError, match="tolerance"):
             optima(Y).basins(tolerance=bad)
+
+
+def test_a_wall_is_one_place() -> None:
+    def boxed(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Uniform(-torch.ones(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 0.5).to_event(1), obs=y)
+
+    found = bg.infer(boxed, 5 * torch.ones(2), method="map", chains=10, progress=False)
+    assert len(found.basins()) == 1

@@ -108,3 +108,26 @@ def test_what_is_refused() -> None:
 
     with pytest.raises(OptionError, match="laplace: the model has 1001 unknowns"):
         bg.infer(large, torch.tensor(0.0), method="map", progress=False).laplace()
+
+
+def test_optima_that_have_not_converged_are_told() -> None:
+    def valley(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2).to(y), 1.0).to_event(1))
+        pyro.sample(
+            "y", dist.Normal(torch.stack([z[0], z[1] - z[0] ** 2]), 0.01).to_event(1), obs=y
+        )
+
+    y = torch.ones(2, dtype=float64)
+    short = bg.infer(valley, y, method=MAP(max_iterations=2), chains=2, progress=False)
+    with pytest.warns(RuntimeWarning, match="laplace: the optimum has not converged"):
+        short.laplace(draws=5)
+
+
+def test_kinks_are_named() -> None:
+    def spikes(y: Tensor) -> None:
+        u = pyro.sample("u", dist.Laplace(torch.zeros(2).to(y), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(u, 1.0).to_event(1), obs=y)
+
+    point = bg.infer(spikes, torch.zeros(2, dtype=float64), method="map", progress=False)
+    with pytest.raises(OptionError, match=r"laplace: the priors of \['u'\] have kinks"):
+        point.laplace()

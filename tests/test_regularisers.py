@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import bayesgen as bg
-from bayesgen.errors import DtypeError, OptionError
+from bayesgen.errors import DtypeError, OptionError, ShapeError
 from bayesgen.inference import MAP
 from bayesgen.models import VAE, LinearGenerator, StructuredVAE
 
@@ -184,7 +184,8 @@ def test_what_is_refused(G: VAE, A: bg.operators.Matrix) -> None:
     with pytest.raises(DtypeError, match="G: expected a generator whose residuals have a law giv"):
         R.structured(LinearGenerator((4, 5), 2), A, 0.1)
     with pytest.raises(OptionError, match="A: images of 4900 and data of 4900 numbers are too l"):
-        R.relaxed(G, bg.operators.Identity((70, 70)), 0.1, 1.0)
+        large = LinearGenerator.from_tensors(random(70, 70, 1), random(70, 70), noise_level=0.1)
+        R.relaxed(large, bg.operators.Identity((70, 70)), 0.1, 1.0)
     nonlinear = bg.operators.Nonlinear(torch.sin, (4, 5), (4, 5))
     with pytest.raises(OptionError, match="A: is not linear.*integrated=False"):
         R.relaxed(G, nonlinear, 0.1, 1.0)
@@ -257,3 +258,57 @@ def test_flows_are_invertible(G: VAE, A: Any) -> None:
     expected = log_likelihood(A, flow(z), y) + WEIGHT * flow.prior().log_prob(z)
     model = R.flow(flow, A, SIGMA, latent_weight=WEIGHT)
     torch.testing.assert_close(bg.LogDensity(model, y).log_prob(z), expected)
+
+
+def test_what_does_not_fit_together_is_refused_at_once(G: VAE, A: Any) -> None:
+    small = bg.operators.Identity((2, 2))
+    for make in (R.hard, lambda *a, **k: R.sparse(*a, SCALE, **k), R.structured):
+        with pytest.raises(DtypeError, match="G: expected a Generator, got object"):
+            make(object(), A, SIGMA)
+        with pytest.raises(DtypeError, match="A: expected an Operator, got Tensor"):
+            make(G, torch.zeros(7, 20), SIGMA)
+        with pytest.raises(ShapeError, match=r"A: takes images \(2, 2\), but the generator's have"):
+            make(G, small, SIGMA)
+    with pytest.raises(DtypeError, match="latent_prior: got 'sphere'; expected a function"):
+        R.hard(G, A, SIGMA, latent_prior="sphere")  # type: ignore[arg-type]
+    for penalties in (abs, [3]):
+        with pytest.raises(DtypeError, match="penalties: got .*; expected a list of functions"):
+            R.hard(G, A, SIGMA, penalties=penalties)  # type: ignore[arg-type]
+    image = R.hard(G, A, SIGMA, penalties=[lambda z, x: x])
+    with pytest.raises(ShapeError, match=r"penalties\[0\]: returned shape \(4, 5\); expected one"):
+        bg.LogDensity(image, random(*A.range_shape))
+    with pytest.raises(DtypeError, match="A: expected an Operator, got NoneType"):
+        R.tikhonov(None, SIGMA, SCALE)  # type: ignore[arg-type]
+    for make in (lambda s: R.sparse(G, A, s, SCALE), lambda s: R.sparse_tv(G, A, s, SCALE)):
+        with pytest.raises(OptionError, match="sigma: with u as a site the density has no maximum"):
+            make("estimate")
+
+
+@pytest.mark.parametrize("make", [R.tikhonov, R.total_variation])
+def test_baselines_follow_the_data_s_precision(make: Any, A: Any) -> None:
+    y = random(*A.range_shape)
+    method = MAP(tolerance=1e-6)
+    found = bg.infer(make(A, SIGMA, SCALE), y, method=method, chains=2, progress=False)
+    assert found.mode("x").dtype is float64
+    if make is R.tikhonov:
+        exact = bg.reconstruction.tikhonov(A, y, SIGMA**2 / SCALE**2)
+        torch.testing.assert_close(found.mode("x"), exact, rtol=0, atol=1e-6)
+
+
+def test_integrated_draws_say_that_they_are_means(linear: LinearGenerator, A: Any) -> None:
+    y = random(*A.range_shape)
+    model = R.relaxed(linear, A, SIGMA, SCALE)
+    options: dict[str, Any] = {"draws": 40, "warmup": 40, "progress": False}
+    assert "a deviation was integrated out" in str(bg.infer(model, y, **options).summary())
+    point = bg.infer(model, y, method="map", progress=False)
+    assert "a deviation was integrated out" not in str(point.summary())
+    kept = R.relaxed(linear, A, SIGMA, SCALE, integrated=False)
+    assert "a deviation was integrated out" not in str(bg.infer(kept, y, **options).summary())
+
+
+def test_starts_of_z_alone_will_do(linear: LinearGenerator, A: Any) -> None:
+    y, start = random(*A.range_shape), {"z": torch.zeros(2, dtype=float64)}
+    model = R.sparse(linear, A, SIGMA, SCALE)
+    found = bg.infer(model, y, method=MAP(max_iterations=1), start=start, chains=3, progress=False)
+    u = found.draws("u")
+    assert not torch.equal(u[0], u[1])  # from draws of the prior

@@ -71,7 +71,7 @@ class DataSpectrum:
         matrix = _squared(A, like, self.by_data)
         squares, vectors = torch.linalg.eigh(matrix)
         # Eigenvalues that are rounding would be divided by.
-        kept = squares > 1e-7 * squares[-1].clamp(min=1e-300)
+        kept = squares > torch.finfo(like.dtype).eps * squares[-1].clamp(min=1e-300)
         if self.by_data:
             kept = torch.ones_like(kept)
         self.squares = squares[kept].clamp(min=0.0).to(like)
@@ -204,6 +204,12 @@ class IntegratedDeviation(TorchDistribution):
         return data + self.std[(...,) + (None,) * len(self.event_shape)] * noise
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
+            raise ShapeError(
+                f"value: has shape {tuple(value.shape)}; expected data {tuple(self.event_shape)}"
+            )
+        if value.dtype != self.image.dtype:
+            raise DtypeError(f"value: is {value.dtype}; expected {self.image.dtype}")
         # torch's own check cannot reshape empty batches.
         if self._validate_args and value.numel():
             self._validate_sample(value)

@@ -20,6 +20,7 @@ from bayesgen.regularisers.pieces import (
     Level,
     Model,
     Penalty,
+    check_generative,
     check_level,
     check_weight,
     latent_image,
@@ -69,6 +70,12 @@ def relaxed(
         or images and data are too large to integrate u out; or if a scale is to be estimated
         together with u itself, where the density has no maximum.
 
+    Notes
+    -----
+    With u integrated out, the site ``x`` is the mean of the image given z and the data. That is the
+    optimum; but draws of x lack the spread of u, and intervals are too narrow (the summary says
+    so). For intervals sample with ``integrated=False``.
+
     References
     ----------
     Duff, Campbell and Ehrhardt (2023), Regularising inverse problems with generative machine
@@ -99,6 +106,7 @@ def relaxed(
             latent_prior,
             penalties,
         )
+    check_generative(G, A, latent_prior, penalties)
     check_level("sigma", sigma)
     check_weight("latent_weight", latent_weight)
     spectrum = DataSpectrum(A, zero_of(G))
@@ -128,7 +136,7 @@ def sparse(
     Parameters
     ----------
     G, A, sigma, latent_weight, latent_prior, penalties
-        As for `hard`. Estimating sigma together with u by MAP is a trap: u can explain all data.
+        As for `hard`; sigma cannot be ``"estimate"``, as u can explain all data.
     scale
         s, the mean magnitude of u under its prior, in intensities.
 
@@ -184,7 +192,7 @@ def sparse_tv(
     Parameters
     ----------
     G, A, sigma, latent_weight, latent_prior, penalties
-        As for `hard`. Estimating sigma together with u by MAP is a trap: u can explain all data.
+        As for `hard`; sigma cannot be ``"estimate"``, as u can explain all data.
     scale
         s of `bayesgen.distributions.total_variation.TotalVariation`, in intensities.
     smoothing
@@ -281,7 +289,8 @@ def structured(
     >>> bg.LogDensity(model, G(torch.zeros(16)))
     LogDensity(model: R^800 [z(16,), u(28, 28)])
     """
-    check_level("sigma", sigma)
+    check_generative(G, A, latent_prior, penalties)
+    _check_level_with_u(sigma)
     check_weight("latent_weight", latent_weight)
     check_positive("logdet_weight", logdet_weight)
     if not hasattr(G, "conditional"):
@@ -313,7 +322,8 @@ def _deviating(
     latent_prior: LatentPrior | None,
     penalties: Sequence[Penalty],
 ) -> Model:
-    check_level("sigma", sigma)
+    check_generative(G, A, latent_prior, penalties)
+    _check_level_with_u(sigma)
     check_weight("latent_weight", latent_weight)
 
     def model(y: Tensor | None = None) -> None:
@@ -323,6 +333,15 @@ def _deviating(
         pyro.sample("y", GaussianNoise(A(x), level_of("sigma", sigma, x)), obs=y)
 
     return model
+
+
+def _check_level_with_u(sigma: Level) -> None:
+    check_level("sigma", sigma)
+    if isinstance(sigma, str):
+        raise OptionError(
+            "sigma: with u as a site the density has no maximum in sigma (u can explain all data); "
+            "give a number or a prior, or use relaxed, which integrates u out"
+        )
 
 
 def _independent(law: Any, G: Generator, scale: float | Tensor) -> Any:

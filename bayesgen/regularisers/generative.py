@@ -16,6 +16,7 @@ from bayesgen.regularisers.pieces import (
     Level,
     Model,
     Penalty,
+    check_generative,
     check_level,
     check_weight,
     latent_image,
@@ -74,6 +75,7 @@ def hard(
     >>> posterior.mode("x").shape
     torch.Size([28, 28])
     """
+    check_generative(G, A, latent_prior, penalties)
     check_level("sigma", sigma)
     check_weight("latent_weight", latent_weight)
 
@@ -136,7 +138,7 @@ def flow(
     >>> posterior.mode("x").shape
     torch.Size([28, 28])
     """
-    if not G.can("log_abs_det"):
+    if not (isinstance(G, Generator) and G.can("log_abs_det")):
         raise DtypeError(f"G: expected an invertible generator, got {type(G).__name__}")
     return hard(
         G,

@@ -12,8 +12,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from bayesgen.errors import OptionError
+from bayesgen.errors import DtypeError, OptionError, ShapeError
 from bayesgen.models.base import Generator
+from bayesgen.operators import Operator
 from bayesgen.types import check_positive
 
 Model = Callable[..., Any]
@@ -67,11 +68,52 @@ def latent_image(
         z = pyro.sample("z", G.prior()) if latent_prior is None else latent_prior(G)
     x = G(z)
     for number, penalty in enumerate(penalties):
-        pyro.factor(f"penalty_{number}", -penalty(z, x))
+        value = penalty(z, x)
+        if value.shape:
+            raise ShapeError(
+                f"penalties[{number}]: returned shape {tuple(value.shape)}; expected one number"
+            )
+        pyro.factor(f"penalty_{number}", -value)
     return z, x
 
 
 def zero_of(G: Generator) -> Tensor:
     """A number of the generator's dtype and device."""
-    weight = next(iter(G.state_dict().values()), None)
-    return G.prior().mean.new_zeros(()) if weight is None else weight.new_zeros(())
+    weight = G._weight()
+    return torch.zeros(()) if weight is None else weight.new_zeros(())
+
+
+def check_operator_type(A: Operator) -> None:
+    """Refuse what is no forward operator."""
+    if not isinstance(A, Operator):
+        raise DtypeError(
+            f"A: expected an Operator, got {type(A).__name__}; bayesgen.operators has adapters for "
+            "matrices and functions"
+        )
+
+
+def check_generative(
+    G: Generator,
+    A: Operator,
+    latent_prior: LatentPrior | None,
+    penalties: Sequence[Penalty],
+) -> None:
+    """Refuse what does not fit together."""
+    if not isinstance(G, Generator):
+        raise DtypeError(f"G: expected a Generator, got {type(G).__name__}")
+    check_operator_type(A)
+    if tuple(A.domain_shape) != tuple(G.image_shape):
+        raise ShapeError(
+            f"A: takes images {tuple(A.domain_shape)}, but the generator's have shape "
+            f"{tuple(G.image_shape)}"
+        )
+    if latent_prior is not None and not callable(latent_prior):
+        raise DtypeError(
+            f"latent_prior: got {latent_prior!r}; expected a function of the generator, such as "
+            "bayesgen.latent_priors.sphere()"
+        )
+    if not isinstance(penalties, list | tuple) or not all(map(callable, penalties)):
+        raise DtypeError(
+            f"penalties: got {penalties!r}; expected a list of functions of z and G(z), such as "
+            "those of bayesgen.penalties"
+        )

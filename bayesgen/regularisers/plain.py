@@ -7,16 +7,24 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from bayesgen.distributions import GaussianNoise
 from bayesgen.distributions.total_variation import TotalVariation
 from bayesgen.operators import Operator
-from bayesgen.regularisers.pieces import Level, Model, check_level, level_of
+from bayesgen.regularisers.pieces import (
+    Level,
+    Model,
+    check_level,
+    check_operator_type,
+    check_weight,
+    level_of,
+)
 from bayesgen.types import check_positive
 
 
-def tikhonov(A: Operator, sigma: Level, scale: float) -> Model:
+def tikhonov(A: Operator, sigma: Level, scale: float | Tensor) -> Model:
     """No generator: independent normal pixels, for comparison.
 
     Parameters
@@ -44,8 +52,8 @@ def tikhonov(A: Operator, sigma: Level, scale: float) -> Model:
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    check_positive("scale", scale)
-    return _plain(A, sigma, lambda: dist.Normal(0.0, scale).expand(A.domain_shape).to_event())
+    check_weight("scale", scale)
+    return _plain(A, sigma, lambda like: dist.Normal(like, scale).expand(A.domain_shape).to_event())
 
 
 def total_variation(A: Operator, sigma: Level, scale: float) -> Model:
@@ -80,14 +88,15 @@ def total_variation(A: Operator, sigma: Level, scale: float) -> Model:
     tensor([[1., 3.]])
     """
     check_positive("scale", scale)
-    return _plain(A, sigma, lambda: TotalVariation(A.domain_shape, scale))
+    return _plain(A, sigma, lambda like: TotalVariation(A.domain_shape, scale, dtype=like.dtype))
 
 
-def _plain(A: Operator, sigma: Level, prior: Callable[[], Any]) -> Model:
+def _plain(A: Operator, sigma: Level, prior: Callable[[Tensor], Any]) -> Model:
     check_level("sigma", sigma)
+    check_operator_type(A)
 
     def model(y: Tensor | None = None) -> None:
-        x = pyro.sample("x", prior())
+        x = pyro.sample("x", prior(torch.zeros(()) if y is None else y.new_zeros(())))
         pyro.sample("y", GaussianNoise(A(x), level_of("sigma", sigma, x)), obs=y)
 
     return model

@@ -166,13 +166,18 @@ def _search(
         share = min(max(share, 1e-3), 1 - 1e-3)
 
 
+def _apart(trial: _Trial, level: float) -> float:
+    """Distance in logarithms: an image that interpolates the data is no neighbour of any level."""
+    return abs(math.log(max(trial.misfit, 1e-300) / level))
+
+
 def _met(trial: _Trial, level: float, tolerance: float) -> bool:
     return abs(trial.misfit - level) <= tolerance * level
 
 
 def _choice(tried: list[_Trial], level: float, tolerance: float) -> Choice:
     # The last of equals: at a jump between two optima, the one beside it.
-    best = min(reversed(tried), key=lambda trial: abs(trial.misfit - level))
+    best = min(reversed(tried), key=lambda trial: _apart(trial, level))
     tried = sorted(tried, key=lambda trial: trial.weight)
     if not _met(best, level, tolerance):
         warnings.warn(
@@ -195,7 +200,7 @@ def _choice(tried: list[_Trial], level: float, tolerance: float) -> Choice:
 
 def _unreachable(tried: list[_Trial], level: float, sigma: float, y: Tensor) -> str:
     low, high = tried[0].weight, tried[1].weight
-    nearest = min(tried, key=lambda trial: abs(trial.misfit - level))
+    nearest = min(tried, key=lambda trial: _apart(trial, level))
     reached = f"{nearest.misfit:.4g}, at weight {nearest.weight:.4g}"
     if nearest.misfit > level:
         return (

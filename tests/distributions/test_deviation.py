@@ -135,3 +135,19 @@ def test_what_is_refused() -> None:
         IntegratedDeviation(torch.zeros(2, 2).long(), spectrum, 0.1, 0.1)
     with pytest.raises(ValueError, match="std"):
         IntegratedDeviation(torch.zeros(2, 2), spectrum, -0.1, 0.1, validate_args=True)
+
+
+def test_directions_hardly_seen_count_in_double_precision() -> None:
+    """Singular values over six decades: those below 1e-7 of the largest square must not be lost."""
+    left = torch.linalg.qr(random(30, 20, seed=8))[0]
+    right = torch.linalg.qr(random(20, 20, seed=9))[0]
+    values = torch.logspace(2, -2, 20, dtype=float64)
+    A = Matrix(left * values @ right, domain_shape=(4, 5))
+    x, y = random(1, 4, 5), random(1, 30, seed=4)
+    law = IntegratedDeviation(x, DataSpectrum(A, x), 1e-2, 1.0)
+    expected = dense(A, x, 1e-2, 1.0).log_prob(y.flatten(1))
+    torch.testing.assert_close(law.log_prob(y), expected, rtol=1e-4, atol=0)
+    with pytest.raises(ShapeError, match=r"value: has shape \(1, 29\); expected data \(30,\)"):
+        law.log_prob(y[:, 1:])
+    with pytest.raises(DtypeError, match="value: is torch.float32; expected torch.float64"):
+        law.log_prob(y.float())

@@ -71,7 +71,7 @@ class LevenbergMarquardt:
         # False for NaN, be it from a generator that overflows or from a singular matrix.
         gain = (-state.log_prob - value) / promised
         # Where rounding hides the decrease, a shorter gradient will do.
-        rounding = 10 * torch.finfo(value.dtype).eps * value.abs().clamp(min=1.0)
+        rounding = 100 * torch.finfo(value.dtype).eps * value.abs().clamp(min=1.0)
         shorter = gradient.norm(dim=-1) <= cls.shortening * state.gradient.norm(dim=-1)
         hidden = (promised <= rounding) & (value <= rounding - state.log_prob)
         gain = torch.where(hidden & shorter, 1.0, gain)

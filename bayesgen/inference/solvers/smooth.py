@@ -116,7 +116,8 @@ class LBFGS:
         """The last steps s, gradient changes y, and 1/<s, y>; newest last; 0 marks unused.
 
         ``failures`` counts failed searches in a row, ``reach`` lengthens steps where the objective
-        bends downwards.
+        bends downwards, ``scale`` is the initial inverse Hessian: <s, y>/<y, y> of the newest pair,
+        a step of length 1 before there is one.
         """
 
         steps: Tensor
@@ -124,13 +125,15 @@ class LBFGS:
         inverse_products: Tensor
         failures: Tensor
         reach: Tensor
+        scale: Tensor
 
     @classmethod
     def start(cls, objective: Objective, position: Tensor, settings: SolverSettings) -> SolverState:
         """Begin with an empty history."""
         state = first_state(objective, position, settings.tolerance)
         none = torch.zeros_like(state.log_prob)
-        memory = cls.Memory(*empty_history(position, cls.history), none, none + 1)
+        scale = 1.0 / state.gradient.norm(dim=-1).clamp(min=1.0)
+        memory = cls.Memory(*empty_history(position, cls.history), none, none + 1, scale)
         return state._replace(memory=memory)
 
     @classmethod
@@ -153,23 +156,15 @@ class LBFGS:
         products = torch.where(failures > 0, 0.0, products)
         downwards = moved & ((s * y).sum(-1) <= 0)
         reach = torch.where(downwards, cls.expansion * state.memory.reach, 1.0)
-        memory = cls.Memory(steps, changes, products, failures, reach)
+        curvature = y.square().sum(-1) * products[-1]
+        scale = torch.where(products[-1] > 0, 1.0 / curvature, state.memory.scale)
+        memory = cls.Memory(steps, changes, products, failures, reach, scale)
         return give_up(new._replace(memory=memory), failures > 1)
 
     @classmethod
     def _direction(cls, state: SolverState) -> Tensor:
-        direction = two_loops(state.memory, state.gradient, cls._scale(state))
+        direction = two_loops(state.memory, state.gradient, state.memory.scale)
         return -state.memory.reach[..., None] * direction
-
-    @classmethod
-    def _scale(cls, state: SolverState) -> Tensor:
-        """Initial inverse Hessian: <s, y>/<y, y> of the newest pair, else a step of length 1."""
-        memory: LBFGS.Memory = state.memory
-        scale = 1.0 / state.gradient.norm(dim=-1).clamp(min=1.0)
-        for y, rho in zip(memory.changes, memory.inverse_products, strict=True):
-            curvature = y.square().sum(-1) * rho
-            scale = torch.where(rho > 0, 1.0 / curvature.clamp(min=1e-30), scale)
-        return scale
 
     @classmethod
     def _line_search(
@@ -195,7 +190,7 @@ class LBFGS:
             )
             new = move(new, enough, trial, trial_value, trial_gradient, tolerance)
             # Shorter steps promise nothing that could be seen.
-            pending = pending & ~enough & (-step * slope > 1e-2 * rounding)
+            pending = pending & ~enough & (-step * slope > 1e-5 * rounding)
             # Minimum of the parabola through what is known, kept within [0.1, 0.5] of the step.
             excess = trial_value - value - step * slope
             parabola = -0.5 * slope * step / excess.clamp(min=1e-30)
