@@ -60,9 +60,10 @@ def _standardised(posterior: Posterior) -> Tensor:
         draws = model.constrain(model.prior_draws(100, rng))
     # Not in unconstrained coordinates, which are infinite at the wall of a box.
     for name, value in posterior.last_draws().items():
-        flat = value.flatten(lead)
+        flat = value.reshape(*value.shape[:lead], -1)
         if draws is not None:
-            spread = draws[name].flatten(lead).std(-2, keepdim=True)
+            prior = draws[name].reshape(*draws[name].shape[:lead], -1)
+            spread = prior.std(-2, keepdim=True)
             flat = flat / torch.where(spread > 0, spread, 1.0)
         rows.append(flat)
     return torch.cat(rows, -1)

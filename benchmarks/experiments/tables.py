@@ -131,7 +131,7 @@ def shapes_plus(options: argparse.Namespace) -> None:
     """Tomography of shapes with a bright spot that the generators, trained on shapes without, have
     never seen."""
     A = bg.operators.Radon((56, 56)).normalised()
-    scales = (0.02, 0.035)
+    scales = (0.035, 0.06, 0.1)
     arms = {
         "sparse TV, shapes-vae-10": Arm(sparse_tv("shapes-vae-10"), scales, 26.81),
         "hard, shapes-vae-10": Arm(hard("shapes-vae-10"), (1.0,)),

@@ -16,7 +16,9 @@ import bayesgen as bg
 from bayesgen import distributions
 from bayesgen.diagnostics import data_misfit
 from bayesgen.distributions import (
+    DataSpectrum,
     GaussianNoise,
+    IntegratedDeviation,
     LaplaceNoise,
     Noise,
     PoissonGaussianNoise,
@@ -29,6 +31,7 @@ from bayesgen.distributions import (
 from bayesgen.errors import DataError, DtypeError, ModelError, ShapeError
 from bayesgen.log_density import LogDensity
 from bayesgen.model_sites import isolated
+from bayesgen.operators import Identity
 
 float64 = torch.float64
 Likelihood = Callable[..., Noise]
@@ -40,6 +43,7 @@ def _matrix(rows: int, columns: int) -> Tensor:
 
 
 A = 0.5 * _matrix(6, 2)
+SPECTRUM = DataSpectrum(Identity((2, 3)), A)
 LINKS = 0.2 * _matrix(4, 6).reshape(4, 2, 3)
 CHOLESKY = torch.eye(6, dtype=float64) + 0.2 * _matrix(6, 6).tril(-1)
 ZERO, LEVEL = torch.zeros(2, dtype=float64), torch.tensor(-1.0, dtype=float64)
@@ -48,6 +52,9 @@ TRUTH = torch.tensor([0.8, -0.5], dtype=float64)
 LIKELIHOODS: dict[str, Likelihood] = {
     "gaussian": GaussianNoise,
     "structured": lambda m, s, **more: StructuredNormal(m, -s.log(), LINKS / s, **more),
+    "integrated": lambda m, s, event_dim=2, **more: IntegratedDeviation(
+        m, SPECTRUM, s, 0.5, **more
+    ),
     "full gaussian": lambda m, s, **more: GaussianNoise(m, cholesky=s * CHOLESKY, **more),
     "laplace": LaplaceNoise,
     "student t": lambda m, s, **more: StudentTNoise(m, s, 4.0, **more),
@@ -97,7 +104,8 @@ def test_every_class_is_tried() -> None:
     exported = {getattr(distributions, name) for name in distributions.__all__}
     one = torch.ones(2, 3, dtype=float64)
     tried = {type(make(one, one[0, 0])) for make in LIKELIHOODS.values()}
-    assert {item for item in exported if inspect.isclass(item)} - {Noise, TotalVariation} == tried
+    others = {Noise, TotalVariation, DataSpectrum}
+    assert {item for item in exported if inspect.isclass(item)} - others == tried
 
 
 @pytest.mark.parametrize("chains", [1, 5])
