@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from bayesgen._arviz import import_arviz
-from bayesgen.distributions import IntegratedDeviation
+from bayesgen.distributions import IntegratedDeviation, IteratedDeviation
 from bayesgen.inference.map import OUTCOMES
 
 if TYPE_CHECKING:
@@ -406,7 +406,8 @@ def _has_gaussian_noise(posterior: Posterior) -> bool:
 
 
 def _is_integrated(posterior: Posterior) -> bool:
-    return any(isinstance(fn, IntegratedDeviation) for fn, _ in _likelihoods(posterior))
+    kinds = (IntegratedDeviation, IteratedDeviation)
+    return any(isinstance(fn, kinds) for fn, _ in _likelihoods(posterior))
 
 
 def _likelihoods(posterior: Posterior) -> list[tuple[Any, Any]]:

@@ -185,7 +185,7 @@ def test_what_is_refused(G: VAE, A: bg.operators.Matrix) -> None:
         R.structured(LinearGenerator((4, 5), 2), A, 0.1)
     with pytest.raises(OptionError, match="A: images of 4900 and data of 4900 numbers are too l"):
         large = LinearGenerator.from_tensors(random(70, 70, 1), random(70, 70), noise_level=0.1)
-        R.relaxed(large, bg.operators.Identity((70, 70)), 0.1, 1.0)
+        R.relaxed(large, bg.operators.Identity((70, 70)), "estimate", 1.0)
     nonlinear = bg.operators.Nonlinear(torch.sin, (4, 5), (4, 5))
     with pytest.raises(OptionError, match="A: is not linear.*integrated=False"):
         R.relaxed(G, nonlinear, 0.1, 1.0)
@@ -312,3 +312,20 @@ def test_starts_of_z_alone_will_do(linear: LinearGenerator, A: Any) -> None:
     found = bg.infer(model, y, method=MAP(max_iterations=1), start=start, chains=3, progress=False)
     u = found.draws("u")
     assert not torch.equal(u[0], u[1])  # from draws of the prior
+
+
+def test_large_deviations_are_integrated_by_iteration() -> None:
+    G = LinearGenerator.from_tensors(random(65, 65, 2), random(65, 65, seed=3), noise_level=0.1)
+    A = bg.operators.Blur((65, 65), bg.operators.gaussian_kernel(5, 1.0)).double()
+    y = A(random(65, 65, seed=4)) + SIGMA * random(65, 65, seed=5)
+    start = {"z": torch.zeros(2, dtype=float64)}
+    found = [
+        bg.infer(model, y, method=MAP(tolerance=1e-6), chains=1, start=start, progress=False)
+        for model in (
+            R.relaxed(G, A, SIGMA, SCALE),
+            R.relaxed(G, A, SIGMA, SCALE, integrated=False),
+        )
+    ]
+    torch.testing.assert_close(found[0].mode("z"), found[1].mode("z"), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[0].mode("x"), found[1].mode("x"), rtol=0, atol=1e-5)
+    assert int(found[0].stats["n_steps"]) < int(found[1].stats["n_steps"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bayesgen.distributions.base import Noise
 from bayesgen.distributions.deviation import DataSpectrum, IntegratedDeviation
 from bayesgen.distributions.gaussian import GaussianNoise
+from bayesgen.distributions.iterated_deviation import IteratedDeviation
 from bayesgen.distributions.noise import (
     LaplaceNoise,
     PoissonGaussianNoise,
@@ -25,6 +26,7 @@ __all__ = [
     "RicianNoise",
     "DataSpectrum",
     "IntegratedDeviation",
+    "IteratedDeviation",
     "StructuredNormal",
     "TotalVariation",
 ]

@@ -10,7 +10,13 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from bayesgen.distributions import DataSpectrum, GaussianNoise, IntegratedDeviation
+from bayesgen.distributions import (
+    DataSpectrum,
+    GaussianNoise,
+    IntegratedDeviation,
+    IteratedDeviation,
+)
+from bayesgen.distributions.deviation import MOST_NUMBERS
 from bayesgen.distributions.total_variation import TotalVariation
 from bayesgen.errors import DtypeError, OptionError
 from bayesgen.models.base import Generator
@@ -55,8 +61,10 @@ def relaxed(
         s, in intensities; ``"estimate"`` or a distribution make it a latent site. With u integrated
         out, MAP then gives the most likely scale.
     integrated
-        Whether u is integrated out. It takes one eigendecomposition of a matrix whose size is the
-        smaller of image and data, squared: up to 4096 numbers.
+        Whether u is integrated out. Up to 4096 numbers, the smaller of image and data, it takes one
+        eigendecomposition of a matrix of that size squared; beyond, an iteration in every
+        evaluation (see `bayesgen.distributions.IteratedDeviation`), for which sigma and s must be
+        numbers.
 
     Returns
     -------
@@ -67,8 +75,8 @@ def relaxed(
     ------
     OptionError
         If sigma, the scale or the weight is not a positive number; if the operator is not linear,
-        or images and data are too large to integrate u out; or if a scale is to be estimated
-        together with u itself, where the density has no maximum.
+        or too large to estimate sigma or s; or if a scale is to be estimated together with u
+        itself, where the density has no maximum.
 
     Notes
     -----
@@ -109,12 +117,11 @@ def relaxed(
     check_generative(G, A, latent_prior, penalties)
     check_level("sigma", sigma)
     check_weight("latent_weight", latent_weight)
-    spectrum = DataSpectrum(A, zero_of(G))
+    law_of = _integrated(G, A, sigma, scale)
 
     def model(y: Tensor | None = None) -> None:
         _, mean = latent_image(G, latent_weight, latent_prior, penalties)
-        levels = level_of("sigma", sigma, mean), level_of("scale", scale, mean)
-        law = IntegratedDeviation(mean, spectrum, *levels)
+        law = law_of(mean, level_of("sigma", sigma, mean), level_of("scale", scale, mean))
         data = pyro.sample("y", law, obs=y)
         pyro.deterministic("x", mean + law.deviation(data))
 
@@ -333,6 +340,16 @@ def _deviating(
         pyro.sample("y", GaussianNoise(A(x), level_of("sigma", sigma, x)), obs=y)
 
     return model
+
+
+def _integrated(G: Generator, A: Operator, sigma: Level, scale: Level) -> Callable[..., Any]:
+    """The law of data given G(z), sigma and s."""
+    count = min(math.prod(A.domain_shape), math.prod(A.range_shape))
+    known = all(isinstance(level, int | float) for level in (sigma, scale))
+    if A.linear and count > MOST_NUMBERS and known:
+        return lambda mean, std, s: IteratedDeviation(mean, A, std, s)
+    spectrum = DataSpectrum(A, zero_of(G))
+    return lambda mean, std, s: IntegratedDeviation(mean, spectrum, std, s)
 
 
 def _check_level_with_u(sigma: Level) -> None:

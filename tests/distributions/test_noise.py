@@ -28,6 +28,7 @@ from bayesgen.distributions import (
     DataSpectrum,
     GaussianNoise,
     IntegratedDeviation,
+    IteratedDeviation,
     LaplaceNoise,
     Noise,
     PoissonGaussianNoise,
@@ -249,7 +250,7 @@ def uniformity(draws: Tensor, case: Case) -> float:
 def test_every_exported_class_is_in_the_table() -> None:
     exported = [getattr(distributions, name) for name in distributions.__all__]
     # These have files of their own.
-    elsewhere = {Noise, TotalVariation, IntegratedDeviation, DataSpectrum}
+    elsewhere = {Noise, TotalVariation, IntegratedDeviation, IteratedDeviation, DataSpectrum}
     classes = {item for item in exported if inspect.isclass(item)} - elsewhere
     assert classes == {type(case.noise()) for case in DISTRIBUTIONS.values()}
     assert all(issubclass(item, dist.TorchDistribution) for item in classes)
