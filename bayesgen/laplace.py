@@ -28,7 +28,7 @@ def laplace(posterior: Posterior, *, draws: int = 500, seed: int = 0) -> Posteri
     if log_density.num_dims > MOST_UNKNOWNS:
         raise OptionError(
             f"laplace: the model has {log_density.num_dims} unknowns; expected at most "
-            f"{MOST_UNKNOWNS}. Integrate the deviation out (relaxed), or sample"
+            f"{MOST_UNKNOWNS}; sample instead"
         )
     if log_density.proximal:
         raise OptionError(

@@ -16,18 +16,16 @@ function       latent sites                law of z
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DtypeError, OptionError
+from bayesgen.errors import OptionError
 from bayesgen.models.base import Generator
+from bayesgen.regularisers.pieces import LatentPrior, check_generator_type, zero_of
 from bayesgen.types import check_positive
-
-LatentPrior = Callable[[Generator], Tensor]
 
 
 def own() -> LatentPrior:
@@ -50,7 +48,7 @@ def own() -> LatentPrior:
     """
 
     def sample(G: Generator) -> Tensor:
-        _check_generator(G)
+        check_generator_type(G)
         z: Tensor = pyro.sample("z", G.prior())
         return z
 
@@ -110,14 +108,14 @@ def sphere(radius: float | None = None) -> LatentPrior:
     check_positive("radius", radius, allow_none=True)
 
     def sample(G: Generator) -> Tensor:
-        _check_generator(G)
+        check_generator_type(G)
         d = G.latent_dim
         if d < 2:
             raise OptionError(
                 "sphere: in one latent dimension it is two points, with no way from one to the "
                 "other; expected a generator with at least two"
             )
-        zero = _zero(G).expand(d)
+        zero = zero_of(G).expand(d)
         v = pyro.sample("direction", dist.Normal(zero, 1.0).to_event(1))
         length = v.norm()
         pyro.factor("direction_length", d * length.log())
@@ -174,20 +172,9 @@ def box(half_width: float = 1.0) -> LatentPrior:
     check_positive("half_width", half_width)
 
     def sample(G: Generator) -> Tensor:
-        _check_generator(G)
-        high = half_width * torch.ones_like(_zero(G).expand(G.latent_dim))
+        check_generator_type(G)
+        high = half_width * torch.ones_like(zero_of(G).expand(G.latent_dim))
         z: Tensor = pyro.sample("z", dist.Uniform(-high, high).to_event(1))
         return z
 
     return sample
-
-
-def _check_generator(G: Generator) -> None:
-    if not isinstance(G, Generator):
-        raise DtypeError(f"G: expected a Generator, got {type(G).__name__}")
-
-
-def _zero(G: Generator) -> Tensor:
-    """A number of the generator's dtype and device."""
-    weight = G._weight()
-    return torch.zeros(()) if weight is None else weight.new_zeros(())

@@ -32,9 +32,8 @@ from bayesgen.models.autoencoding import run_encoder
 from bayesgen.models.base import Generator
 from bayesgen.models.gan import WGAN
 from bayesgen.operators import Gradient
+from bayesgen.regularisers.pieces import Penalty
 from bayesgen.types import check_positive
-
-Penalty = Callable[[Tensor, Tensor], Tensor]
 
 
 def image_total_variation(weight: float, smoothing: float = 1e-3) -> Penalty:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DtypeError, OptionError, ShapeError
+from bayesgen.errors import DtypeError, OptionError
 from bayesgen.models.base import Generator
 from bayesgen.models.evaluation.access import (
     encode,
@@ -17,6 +17,7 @@ from bayesgen.models.evaluation.access import (
 )
 from bayesgen.operators import Operator
 from bayesgen.operators.inputs import require_finite
+from bayesgen.regularisers.pieces import check_fit
 from bayesgen.types import check_count, check_positive
 
 # Draws of the prior: enough for the covariance of images, of which far fewer directions matter.
@@ -200,13 +201,7 @@ def check_problem(G: Generator, A: Operator, y: Tensor) -> None:
     DtypeError, ShapeError, DataError
         If they do not, or an entry of the data is NaN or infinite.
     """
-    for name, value, kind in (("G", G, Generator), ("A", A, Operator)):
-        if not isinstance(value, kind):
-            raise DtypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
-    if A.domain_shape != G.image_shape:
-        raise ShapeError(
-            f"A: takes images {A.domain_shape}, but the generator's have shape {G.image_shape}"
-        )
+    check_fit(G, A)
     A._check("y", y, A.range_shape)
     weight = G._weight()
     if weight is not None and (y.dtype, y.device) != (weight.dtype, weight.device):

@@ -220,7 +220,7 @@ def test_what_is_refused(G: VAE, A: Matrix) -> None:
     for name in ("step", "tolerance"):
         with pytest.raises(OptionError, match=f"{name}: got -1.0; expected a positive finite"):
             projected_gradient(G, A, y, **{name: -1.0})
-    with pytest.raises(DtypeError, match="G: expected Generator, got Matrix"):
+    with pytest.raises(DtypeError, match="G: expected a Generator, got Matrix"):
         projected_gradient(A, A, y)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"A: takes images \(3, 3\), but the generator's have"):
         projected_gradient(G, Identity((3, 3)), random(3, 3))

@@ -186,9 +186,9 @@ def test_what_is_refused(G: LinearGenerator, A: Any) -> None:
     for call in (encoder_start, linear_estimate):
         with pytest.raises(OptionError, match="sigma: got 0.0; expected a positive finite number"):
             call(G, A, y, 0.0)
-        with pytest.raises(DtypeError, match="G: expected Generator, got Matrix"):
+        with pytest.raises(DtypeError, match="G: expected a Generator, got Matrix"):
             call(A, G, y, SIGMA)
-        with pytest.raises(DtypeError, match="A: expected Operator, got function"):
+        with pytest.raises(DtypeError, match="A: expected an Operator, got function"):
             call(G, lambda x: x, y, SIGMA)
         with pytest.raises(ShapeError, match=r"y must have shape \(\*batch, 7\), got \(3, 6\)"):
             call(G, A, random(3, 6), SIGMA)

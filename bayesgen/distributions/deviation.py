@@ -156,7 +156,8 @@ class IntegratedDeviation(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            raise DtypeError(f"image: expected a floating-point tensor, got {image!r}")
+            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise DtypeError(f"image: expected a floating-point tensor, got {kind}")
         shape = tuple(spectrum.A.domain_shape)
         if tuple(image.shape[-len(shape) :]) != shape:
             raise ShapeError(

@@ -86,7 +86,8 @@ class IteratedDeviation(TorchDistribution):
         check_positive("scale", scale)
         shape = tuple(A.domain_shape)
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            raise DtypeError(f"image: expected a floating-point tensor, got {image!r}")
+            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise DtypeError(f"image: expected a floating-point tensor, got {kind}")
         if tuple(image.shape[-len(shape) :]) != shape:
             raise ShapeError(
                 f"image: has shape {tuple(image.shape)}; expected (*batch, "

@@ -105,7 +105,9 @@ class TotalVariation(TorchDistribution):
         lengths = _lengths(self.difference(value), len(self.event_shape))
         if self.smoothing:
             # Less its value where the image is flat, so that the mode stays zero.
-            lengths = (lengths.square() + self.smoothing**2).sqrt() - self.smoothing
+            # The difference of the formula, without cancellation.
+            squares = lengths.square()
+            lengths = squares / ((squares + self.smoothing**2).sqrt() + self.smoothing)
         return -lengths.flatten(-len(self.event_shape)).sum(-1) / self.scale
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -262,7 +262,7 @@ def structured(
     G
         A generator with ``residual_prior(z)``, such as `bayesgen.models.StructuredVAE`.
     A, sigma, latent_weight, latent_prior, penalties
-        As for `hard`.
+        As for `hard`; sigma cannot be ``"estimate"``, as u can explain all data.
     logdet_weight
         Weight of :math:`\log\det\Sigma(z)`: 1/2 is that of the density; 1 was published.
 

@@ -83,12 +83,29 @@ def zero_of(G: Generator) -> Tensor:
     return torch.zeros(()) if weight is None else weight.new_zeros(())
 
 
+def check_generator_type(G: Generator) -> None:
+    """Refuse what is no generator."""
+    if not isinstance(G, Generator):
+        raise DtypeError(f"G: expected a Generator, got {type(G).__name__}")
+
+
 def check_operator_type(A: Operator) -> None:
     """Refuse what is no forward operator."""
     if not isinstance(A, Operator):
         raise DtypeError(
             f"A: expected an Operator, got {type(A).__name__}; bayesgen.operators has adapters for "
             "matrices and functions"
+        )
+
+
+def check_fit(G: Generator, A: Operator) -> None:
+    """Refuse a generator and an operator that do not fit each other."""
+    check_generator_type(G)
+    check_operator_type(A)
+    if tuple(A.domain_shape) != tuple(G.image_shape):
+        raise ShapeError(
+            f"A: takes images {tuple(A.domain_shape)}, but the generator's have shape "
+            f"{tuple(G.image_shape)}"
         )
 
 
@@ -99,14 +116,7 @@ def check_generative(
     penalties: Sequence[Penalty],
 ) -> None:
     """Refuse what does not fit together."""
-    if not isinstance(G, Generator):
-        raise DtypeError(f"G: expected a Generator, got {type(G).__name__}")
-    check_operator_type(A)
-    if tuple(A.domain_shape) != tuple(G.image_shape):
-        raise ShapeError(
-            f"A: takes images {tuple(A.domain_shape)}, but the generator's have shape "
-            f"{tuple(G.image_shape)}"
-        )
+    check_fit(G, A)
     if latent_prior is not None and not callable(latent_prior):
         raise DtypeError(
             f"latent_prior: got {latent_prior!r}; expected a function of the generator, such as "
