@@ -12,10 +12,12 @@ from bayesgen.errors import ModelError, OptionError, ShapeError, unknown_option
 from bayesgen.inference import (
     Method,
     Optimiser,
+    Population,
     Run,
     Sampler,
     as_method,
     run_optimiser,
+    run_population,
     run_sampler,
 )
 from bayesgen.inference.map import OUTCOMES
@@ -105,13 +107,22 @@ def infer(
     method = as_method(method)
     draws, warmup = _check_budget(method, chains, draws, warmup, thin)
     rng = _generator(seed)
-    log_density = LogDensity(model, *args, batched=batched)
-    position = _start(start, log_density, chains, rng)
+    log_density = LogDensity(method.extend(model), *args, batched=batched)
+    starts = method.num_starts(draws) if isinstance(method, Population) else 1
+    if isinstance(method, Population) and method.starts_at_prior and start != "prior":
+        raise OptionError(
+            f"start: got {start!r} for method {method.name!r}, which tempers from the prior and "
+            "begins at draws from it; leave it out"
+        )
+    position = _start(start, log_density, chains * starts, rng)
     method = method.suited(log_density) if isinstance(method, Optimiser) else method
     with progress_monitor(method, chains, log_density.num_problems, show=progress) as monitor:
         if isinstance(method, Optimiser):
             run = run_optimiser(method, log_density, position, rng, monitor=monitor)
             _check_bounded(run)
+        elif isinstance(method, Population):
+            position = position.unflatten(-2, (chains, starts))
+            run = run_population(method, log_density, position, rng, draws=draws, monitor=monitor)
         else:
             assert isinstance(method, Sampler)
             run = run_sampler(
@@ -158,6 +169,14 @@ def _check_budget(
                 )
         return 1, 0
     draws = 500 if draws is None else draws
+    if isinstance(method, Population):
+        if warmup is not None or thin != 1:
+            name, value = ("warmup", warmup) if warmup is not None else ("thin", thin)
+            raise OptionError(
+                f"{name}: got {value} for method {method.name!r}, which makes all draws of a chain "
+                "at once; leave it out"
+            )
+        warmup = 0
     warmup = 500 if warmup is None else warmup
     check_count("draws", draws)
     check_count("warmup", warmup, minimum=0)

@@ -25,11 +25,13 @@ from bayesgen._batching import native_batching
 from bayesgen.errors import ModelError, OptionError, ShapeError
 from bayesgen.model_sites import (
     FixedParameters,
+    Generated,
     Model,
     Site,
     Startable,
     argument_names,
     blame,
+    can_be_drawn,
     draw_or_zero,
     isolated,
     log_prob_of_sites,
@@ -38,6 +40,7 @@ from bayesgen.model_sites import (
 from bayesgen.proximal import ProximalMap
 from bayesgen.recording import record
 from bayesgen.structure import LeastSquares, find_least_squares, find_proximal_maps
+from bayesgen.types import Split
 
 
 class LogDensity:
@@ -159,6 +162,84 @@ class LogDensity:
         name = f"gradient {jacobian} {sorted(without)}"
         value, gradient = self.evaluate(name, gradient_of, v, where)
         return value, gradient
+
+    def split(self, v: Tensor, *, where: Tensor | None = None) -> Split:
+        """Log prior and log likelihood, which tempering weighs differently.
+
+        Parameters
+        ----------
+        v, where
+            As for `value_and_grad`.
+
+        Returns
+        -------
+        Split
+            The prior is that of the latent sites in the unconstrained space; the likelihood is
+            that of the observed sites, ``pyro.factor`` statements among them.
+
+        Raises
+        ------
+        ModelError
+            If a prior is improper, so that no draws of it can begin.
+        """
+        self._check_proper()
+        prior, likelihood, prior_gradient, likelihood_gradient = self.evaluate(
+            "split", self._split, v, where
+        )
+        return Split(prior, likelihood, prior_gradient, likelihood_gradient)
+
+    def _split(self, rows: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        def parts(trace: poutine.Trace) -> tuple[Tensor, Tensor]:
+            terms = list(log_prob_of_sites(trace))
+            prior = [term for name, term in terms if name in self.sites.latent]
+            likelihood = [term for name, term in terms if name not in self.sites.latent]
+            return functools.reduce(torch.add, prior), functools.reduce(torch.add, likelihood)
+
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            prior, likelihood = self.map_traces(parts, rows, data)
+            prior = prior + self._log_abs_det(rows) if self.has_jacobian else prior
+            gradients = [
+                torch.autograd.grad(value.sum(), rows, retain_graph=True, materialize_grads=True)[0]
+                if value.requires_grad
+                else torch.zeros_like(rows)
+                for value in (prior, likelihood)
+            ]
+        return prior.detach(), likelihood.detach(), *gradients
+
+    @cached_property
+    def improper_priors(self) -> list[str]:
+        """Latent sites whose prior has no draws."""
+        return [name for name, site in self.sites.latent.items() if not can_be_drawn(site.prior)]
+
+    def _check_proper(self) -> None:
+        if self.improper_priors:
+            raise ModelError(
+                f"model: the priors of {self.improper_priors} are improper, so that there is no "
+                "law to temper from; give them proper priors, or use a method that begins at a "
+                "point, such as 'hmc'"
+            )
+
+    @cached_property
+    def normal_prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and precision ``(n,)`` of coordinates with a normal prior of their own, else 0."""
+        mean, precision = torch.zeros(2, self.num_dims, dtype=self.dtype, device=self.device)
+        v = self.prior_draws(1, torch.Generator().manual_seed(0)).flatten(0, -2)[0]
+        with isolated(0), torch.no_grad():
+            trace = self.trace(self.constrain(v), self.data_of_one())
+            counted = dict(log_prob_of_sites(trace))
+        for name in self.sites.static_priors:
+            site = self.sites.latent[name]
+            law = site.prior
+            while isinstance(law, torch.distributions.Independent):
+                law = law.base_dist
+            # A plate, a mask or a scale may change what the prior counts.
+            as_is = torch.allclose(site.prior.log_prob(site.take(v)).sum(), counted[name])
+            if isinstance(law, torch.distributions.Normal) and as_is:
+                block = slice(site.start, site.stop)
+                mean[block] = law.loc.expand(site.shape).reshape(-1)
+                precision[block] = law.scale.expand(site.shape).reshape(-1) ** -2
+        return mean, precision
 
     def evaluate(
         self, name: str, fn: Callable[..., Any], v: Tensor, where: Tensor | None = None
@@ -296,11 +377,18 @@ class LogDensity:
             return self._map(of_one, rows, data)
 
     def trace(
-        self, values: Mapping[str, Tensor], data: Sequence[Tensor] | None = None
+        self,
+        values: Mapping[str, Tensor],
+        data: Sequence[Tensor] | None = None,
+        noise: Mapping[str, Tensor] | None = None,
     ) -> poutine.Trace:
-        """Pyro's record of one run with the latent sites fixed to ``values`` (no leading axes)."""
+        """Pyro's record of one run with the latent sites fixed to ``values`` (no leading axes).
+
+        Generated sites take the value that ``noise`` makes, or their mean without it.
+        """
         args, kwargs = self._arguments(data)
-        conditioned = poutine.condition(FixedParameters()(self.model), data=dict(values))
+        model = Generated(noise)(FixedParameters()(self.model))
+        conditioned = poutine.condition(model, data=dict(values))
         return poutine.trace(conditioned).get_trace(*args, **kwargs)
 
     def data_of_one(self) -> list[Tensor]:
@@ -437,7 +525,7 @@ class LogDensity:
         args, kwargs = self._arguments(
             None if self.num_problems is None else self._data_of(problem)
         )
-        model = Startable()(FixedParameters()(self.model))
+        model = Generated()(Startable()(FixedParameters()(self.model)))
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         nodes: Mapping[str, Any] = trace.nodes
         return self.unconstrain({name: nodes[name]["value"] for name in self.sites.latent})
@@ -471,6 +559,7 @@ class LogDensity:
         self,
         extract: Callable[[poutine.Trace], dict[str, Tensor]],
         values: Mapping[str, Tensor],
+        noise: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Run the conditioned model on latent draws and collect what ``extract`` returns.
 
@@ -480,6 +569,9 @@ class LogDensity:
             Function of one conditioned trace that returns a dictionary of tensors.
         values
             Latent sites with leading axes ``(draws,)``, or ``(num_problems, draws)``.
+        noise
+            Standard normal numbers for the generated sites with the same leading axes; without,
+            these sites take their means.
 
         Returns
         -------
@@ -487,11 +579,14 @@ class LogDensity:
             The tensors of ``extract`` with the same leading axes.
         """
 
-        def of_one(latent: dict[str, Tensor], *data: Tensor) -> dict[str, Tensor]:
-            return extract(self.trace(latent, data))
+        def of_one(
+            given: tuple[dict[str, Tensor], dict[str, Tensor]], *data: Tensor
+        ) -> dict[str, Tensor]:
+            latent, noise = given
+            return extract(self.trace(latent, data, noise or None))
 
         with isolated(0), torch.no_grad(), pyro.validation_enabled(False):
-            return dict(self._map(of_one, dict(values), self._data))
+            return dict(self._map(of_one, (dict(values), dict(noise or {})), self._data))
 
 
 def _few(where: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ import linecache
 import math
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -80,12 +80,17 @@ class ModelSites:
         Shapes of the ``pyro.deterministic`` sites.
     static_priors
         Latent sites whose prior depends neither on another latent site nor on the data.
+    generated
+        Shapes of the noise from which sites are drawn that are marked ``infer={"generated":
+        True}``. Nothing depends on them, so that they are drawn once the latent sites are known,
+        and are no coordinates of the density.
     """
 
     latent: dict[str, Site]
     observed: dict[str, Tensor]
     deterministic: dict[str, torch.Size]
     static_priors: frozenset[str]
+    generated: dict[str, torch.Size]
 
     @property
     def prior_is_static(self) -> bool:
@@ -157,11 +162,14 @@ def read_model(
         latent=latent,
         observed=observed,
         deterministic={
-            n: s["value"].shape for n, s in nodes[0].items() if s["infer"].get("_deterministic")
+            n: s["value"].shape
+            for n, s in nodes[0].items()
+            if s["infer"].get("_deterministic") or _is_generated(s)
         },
         static_priors=frozenset(
             name for name in latent if all(_same_prior(name, nodes[0], other) for other in nodes)
         ),
+        generated=_generated_sites(model, nodes[0], *runs[0]),
     )
 
 
@@ -205,6 +213,26 @@ class Startable(Messenger):
             message["value"] = draw_or_zero(message["fn"])
 
 
+class Generated(Messenger):
+    """Gives generated sites the value that noise makes, or their mean if there is no noise.
+
+    Parameters
+    ----------
+    noise
+        Standard normal numbers by site, of the shapes in `ModelSites.generated`.
+    """
+
+    def __init__(self, noise: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def _pyro_sample(self, message: dict[str, Any]) -> None:
+        if _is_generated(message) and message["value"] is None:
+            name, law = message["name"], message["fn"]
+            message["value"] = law.mean if self.noise is None else law.from_noise(self.noise[name])
+            message["done"] = True
+
+
 def draw_or_zero(prior: Any, sample_shape: Sequence[int] = ()) -> Tensor:
     """A draw from a distribution; the image of zero if it is improper and has none.
 
@@ -222,6 +250,16 @@ def draw_or_zero(prior: Any, sample_shape: Sequence[int] = ()) -> Tensor:
         dtype = getattr(prior, "dtype", None)
         zero = torch.zeros(torch.Size(sample_shape) + shape, dtype=dtype)
         return cast(Tensor, transform(zero))
+
+
+def can_be_drawn(prior: Any) -> bool:
+    """Whether a distribution has draws; improper ones do not."""
+    try:
+        with isolated(0):
+            prior.sample()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def blame(model: Model, error: BaseException) -> str:
@@ -248,7 +286,7 @@ def blame(model: Model, error: BaseException) -> str:
 def log_prob_of_sites(trace: poutine.Trace) -> Iterator[tuple[str, Tensor]]:
     """Name and summed log density of every site of ``trace`` that has one."""
     for name, site in _sample_nodes(trace):
-        if site["infer"].get("_deterministic"):
+        if site["infer"].get("_deterministic") or _is_generated(site):
             continue
         log_prob = site["fn"].log_prob(site["value"])
         yield name, _scaled(log_prob, site).sum()
@@ -262,7 +300,7 @@ def normalised_residuals(trace: poutine.Trace) -> Tensor | None:
     """
     rows = []
     for _, site in _sample_nodes(trace):
-        if site["infer"].get("_deterministic"):
+        if site["infer"].get("_deterministic") or _is_generated(site):
             continue
         fn = site["fn"]
         while isinstance(fn, torch.distributions.Independent):
@@ -332,6 +370,48 @@ def _is_data(site: dict[str, Any]) -> bool:
     )
 
 
+def _is_generated(site: Mapping[str, Any]) -> bool:
+    infer = site["infer"] or {}
+    return bool(infer.get("generated")) and not site["is_observed"]
+
+
+def _generated_sites(
+    model: Model, nodes: dict[str, dict[str, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, torch.Size]:
+    """Shapes of the noise of the generated sites; refuses those on which others depend."""
+    found = {}
+    for name, node in nodes.items():
+        if not _is_generated(node):
+            continue
+        if not (hasattr(node["fn"], "from_noise") and hasattr(node["fn"], "noise_shape")):
+            raise ModelError(
+                f"site {name!r}: is marked as generated, but {type(node['fn']).__name__} cannot be "
+                "drawn from noise; expected a distribution with noise_shape and from_noise(), or "
+                'leave out infer={"generated": True}'
+            )
+        found[name] = torch.Size(node["fn"].noise_shape)
+    if found:
+        free = [n for n, s in nodes.items() if not s["is_observed"] and n not in found]
+        others = {n: nodes[n]["value"] for n in free}
+        noise = {
+            n: torch.ones(k, dtype=nodes[n]["value"].dtype, device=nodes[n]["value"].device)
+            for n, k in found.items()
+        }
+        values = []
+        for handler in (Generated(), Generated(noise)):
+            conditioned = poutine.condition(handler(FixedParameters()(model)), data=others)
+            with isolated(0), torch.no_grad():
+                trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
+            values.append({n: float(value) for n, value in log_prob_of_sites(trace)})
+        changed = [n for n in values[0] if values[0][n] != values[1][n]]
+        if changed:
+            raise ModelError(
+                f"sites {changed}: depend on {sorted(found)}, which are marked as generated; only "
+                'sites on which nothing depends may be. Leave out infer={"generated": True}.'
+            )
+    return found
+
+
 def _check_arguments(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not callable(model):
         raise ModelError(f"model: expected a function with pyro.sample statements, got {model!r}")
@@ -359,7 +439,8 @@ def _prior_trace(
     try:
         # Validation is on for this run only: it finds a scale <= 0 and its like.
         with isolated(seed), pyro.validation_enabled(True), torch.no_grad():
-            trace = poutine.trace(Startable()(FixedParameters()(model))).get_trace(*args, **kwargs)
+            started = Generated()(Startable()(FixedParameters()(model)))
+            trace = poutine.trace(started).get_trace(*args, **kwargs)
     except BayesgenError as error:
         raise type(error)(f"{blame(model, error)}: {_own_words(error)}") from error
     except Exception as error:
@@ -388,7 +469,7 @@ def _latent_sites(nodes: dict[str, dict[str, Any]]) -> dict[str, Site]:
     sites: dict[str, Site] = {}
     start = 0
     for name, node in nodes.items():
-        if node["is_observed"]:
+        if node["is_observed"] or _is_generated(node):
             continue
         if node["fn"].support.is_discrete:
             raise ModelError(

@@ -29,7 +29,7 @@ class Posterior:
 
     Only latent draws are stored. Deterministic sites, such as the image, are computed from them
     when needed, in chunks, and their statistics are kept: memory does not grow with image size
-    times draws.
+    times draws. So are generated sites, with noise that is the same whenever a draw is asked for.
 
     Parameters
     ----------
@@ -77,7 +77,13 @@ class Posterior:
         self.log_prob = log_prob
         self.stats = dict(stats)
         self.attributes = dict(attributes)
-        self._draws = SiteDraws(latent, log_prob.shape, log_density)
+        self._draws = SiteDraws(
+            latent,
+            log_prob.shape,
+            log_density,
+            seed=None if self.is_point_estimate else int(self.attributes.get("seed", 0)),
+            problem=int(self.attributes.get("problem", 0)),
+        )
         self._stored = dict(statistics or {})
         self._moments: dict[str, streaming.Moments] = {}
 
@@ -90,7 +96,7 @@ class Posterior:
 
     @property
     def deterministic_sites(self) -> list[str]:
-        """Names of the ``pyro.deterministic`` sites."""
+        """Names of the ``pyro.deterministic`` sites, and of those marked as generated."""
         return list(self.model.sites.deterministic if self.has_model else self._stored)
 
     @property
@@ -117,6 +123,24 @@ class Posterior:
     def interrupted(self) -> bool:
         """Whether the run was stopped before all draws were made."""
         return bool(self.attributes.get("interrupted", False))
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """Logarithm of the probability density of the data, ``(*problems, chains)``.
+
+        One estimate a chain: their spread says how good they are.
+
+        Raises
+        ------
+        ResultError
+            If the method does not estimate it.
+        """
+        if "log_evidence" not in self.stats:
+            raise ResultError(
+                f"log_evidence: {self.attributes.get('method')} does not estimate it; infer with a "
+                "method that tempers, such as method='smc'"
+            )
+        return self.stats["log_evidence"][..., -1]
 
     @property
     def has_model(self) -> bool:
@@ -166,7 +190,7 @@ class Posterior:
             {name: draws[problem] for name, draws in self._draws.latent.items()},
             self.log_prob[problem],
             {name: value[problem] for name, value in self.stats.items()},
-            self.attributes,
+            {**self.attributes, "problem": problem % self.num_problems},
             self.model.problem(problem) if self.has_model else None,
             {
                 site: {name: value[problem] for name, value in known.items()}

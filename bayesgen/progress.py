@@ -47,12 +47,14 @@ def _update(bar: Any, step: Step, what: str) -> None:
 
 def _figures(step: Step) -> dict[str, str]:
     info = step.info._asdict()
+    figures = {}
     if "acceptance_rate" in info:
-        return {
-            "accept": f"{float(info['acceptance_rate'].mean()):.2f}",
-            "divergent": str(int(info["diverging"].sum())),
-        }
-    return {
-        "converged": f"{int(info['converged'].sum())}/{info['converged'].numel()}",
-        "log p": f"{float(step.state.log_prob.max()):.4g}",
-    }
+        figures["accept"] = f"{float(info['acceptance_rate'].mean()):.2f}"
+    if "diverging" in info:
+        figures["divergent"] = str(int(info["diverging"].sum()))
+    if "beta" in info:
+        figures["beta"] = f"{float(info['beta'].min()):.3g}"
+    if "converged" in info:
+        figures["converged"] = f"{int(info['converged'].sum())}/{info['converged'].numel()}"
+    figures["log p"] = f"{float(step.state.log_prob.max()):.4g}"
+    return figures

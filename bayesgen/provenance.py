@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bayesgen._version import __version__
-from bayesgen.inference import Method, Run, Sampler
+from bayesgen.inference import Method, Optimiser, Run
 from bayesgen.log_density import LogDensity
 
 
@@ -26,13 +26,12 @@ def provenance(
         Strings, numbers and booleans only, so that any file format can hold them.
     """
     model = log_density.model
-    is_sampler = isinstance(method, Sampler)
     return {
-        "kind": "draws" if is_sampler else "optima",
+        "kind": "optima" if isinstance(method, Optimiser) else "draws",
         "method": method.name,
         "settings": repr(method),
         "reference": method.reference,
-        "exact": bool(method.exact) if isinstance(method, Sampler) else False,
+        "exact": bool(getattr(method, "exact", False)),
         "start": start,
         "seed": seed,
         "thin": thin,

@@ -1,4 +1,4 @@
-"""Draws of a model's sites: the latent ones stored, the deterministic ones computed in chunks."""
+"""Draws of a model's sites: the latent ones stored, all others computed in chunks."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class SiteDraws:
         The leading axes ``(*problems, chains, draws)``.
     log_density
         The conditioned model, or None: then only latent sites can be asked for.
+    seed
+        Of the noise of generated sites, which is the same whenever a draw is asked for. None for
+        optima: generated sites then take their means.
+    problem
+        Number of the problem in the batch that it comes from.
 
     Attributes
     ----------
@@ -48,7 +53,13 @@ class SiteDraws:
     """
 
     def __init__(
-        self, latent: Mapping[str, Tensor], lead: torch.Size, log_density: LogDensity | None
+        self,
+        latent: Mapping[str, Tensor],
+        lead: torch.Size,
+        log_density: LogDensity | None,
+        *,
+        seed: int | None = None,
+        problem: int = 0,
     ) -> None:
         self.latent = dict(latent)
         self.log_density = log_density
@@ -56,6 +67,8 @@ class SiteDraws:
         self.count = lead[-2] * lead[-1]
         self.axis = len(lead) - 2
         self._lead = lead
+        self._seed = seed
+        self._problem = problem
 
     @property
     def model(self) -> LogDensity:
@@ -114,19 +127,21 @@ class SiteDraws:
         # Whatever is asked for, the model computes all of its sites.
         sites = self.model.sites
         shapes = [*sites.deterministic.values(), *(y.shape for y in sites.observed.values())]
-        for latent in self._latent_chunks(index, sum(shape.numel() for shape in shapes)):
-            yield self.model.map_draws(extract, latent)
+        shapes += sites.generated.values()
+        for part in self._parts(index, sum(shape.numel() for shape in shapes)):
+            yield self.model.map_draws(extract, self._latent_at(part), self._noise_at(part))
 
-    def _latent_chunks(
-        self, index: Tensor | None = None, num_computed: int = 0
-    ) -> Iterator[dict[str, Tensor]]:
-        """Latent draws in chunks that leave room for ``num_computed`` more numbers a draw."""
+    def _latent_chunks(self) -> Iterator[dict[str, Tensor]]:
+        for part in self._parts():
+            yield self._latent_at(part)
+
+    def _parts(self, index: Tensor | None = None, num_computed: int = 0) -> Iterator[Tensor]:
+        """Numbers of draws in chunks that leave room for ``num_computed`` more numbers a draw."""
         index = torch.arange(self.count) if index is None else index
         stored = sum(value.numel() for value in self.latent.values()) // self.count
         numbers = max(1, stored + num_computed * (self.num_problems or 1))
         element = max(value.element_size() for value in self.latent.values())
-        for part in torch.split(index, max(1, CHUNK_BYTES // (element * numbers)), dim=-1):
-            yield self._latent_at(part)
+        yield from torch.split(index, max(1, CHUNK_BYTES // (element * numbers)), dim=-1)
 
     def _latent_at(self, index: Tensor) -> dict[str, Tensor]:
         chosen = {}
@@ -139,6 +154,33 @@ class SiteDraws:
                 problem = torch.arange(self.num_problems, device=flat.device)[:, None]
                 chosen[name] = flat[problem, where]
         return chosen
+
+    def _noise_at(self, index: Tensor) -> dict[str, Tensor] | None:
+        """Noise of the generated sites of some draws: a stream of its own for every draw."""
+        generated, model = self.model.sites.generated, self.model
+        if self._seed is None or not generated:
+            return None
+        problems = [self._problem] if self.num_problems is None else range(self.num_problems)
+        numbers = index.expand(len(problems), -1).tolist()
+        sizes = [shape.numel() for shape in generated.values()]
+        rng = torch.Generator()
+        rows = [
+            torch.randn(sum(sizes), generator=rng.manual_seed(_mixed(self._seed, problem, draw)))
+            for problem, row in zip(problems, numbers, strict=True)
+            for draw in row
+        ]
+        lead = index.shape[-1:] if self.num_problems is None else (len(problems), len(numbers[0]))
+        flat = torch.stack(rows).to(model.device, model.dtype).reshape(*lead, sum(sizes))
+        blocks = flat.split(sizes, dim=-1)
+        return {
+            name: block.reshape(*lead, *shape)
+            for (name, shape), block in zip(generated.items(), blocks, strict=True)
+        }
+
+
+def _mixed(seed: int, problem: int, draw: int) -> int:
+    """A seed for one draw of one problem."""
+    return hash((seed, problem, draw)) % 2**63
 
 
 def values_of(sites: Sequence[str]) -> Extract:

@@ -6,8 +6,9 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from bayesgen.errors import OptionError, UnknownOptionError
@@ -30,6 +31,35 @@ class Density(Protocol):
 
     def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
         """Log density ``v.shape[:-1]`` and its gradient ``v.shape``."""
+        ...
+
+
+class Split(NamedTuple):
+    """A log density taken apart; the parts add up.
+
+    Attributes
+    ----------
+    prior, likelihood
+        Log prior of the point, its Jacobian included, and log likelihood, ``(*batch,)``.
+    prior_gradient, likelihood_gradient
+        Their gradients, ``(*batch, n)``.
+    """
+
+    prior: Tensor
+    likelihood: Tensor
+    prior_gradient: Tensor
+    likelihood_gradient: Tensor
+
+
+class SplitDensity(Density, Protocol):
+    """A density of which prior and likelihood are known apart, as tempering needs it."""
+
+    def split(self, v: Tensor, *, where: Tensor | None = None) -> Split:
+        """Log prior and log likelihood; rows that ``where`` leaves out may be NaN."""
+        ...
+
+    def prior_draws(self, num: int, rng: torch.Generator) -> Tensor:
+        """Exact draws from the prior, ``(*problems, num, n)``."""
         ...
 
 

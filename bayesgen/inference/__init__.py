@@ -6,11 +6,17 @@ if __name__ != "bayesgen.inference":
     raise ImportError("import bayesgen.inference, not the top-level link to its folder")
 
 from bayesgen.errors import OptionError, unknown_option
-from bayesgen.inference.base import Method, Optimiser, Sampler
+from bayesgen.inference.base import Drawn, Method, Optimiser, Population, Sampler
 from bayesgen.inference.hmc import HMC
 from bayesgen.inference.mala import MALA
 from bayesgen.inference.map import MAP
-from bayesgen.inference.runner import Run, Step, run_optimiser, run_sampler
+from bayesgen.inference.runner import (
+    Run,
+    Step,
+    run_optimiser,
+    run_population,
+    run_sampler,
+)
 
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (MAP, MALA, HMC)}
 
@@ -42,12 +48,15 @@ __all__ = [
     "MALA",
     "MAP",
     "METHODS",
+    "Drawn",
     "Method",
     "Optimiser",
+    "Population",
     "Run",
     "Sampler",
     "Step",
     "as_method",
     "run_optimiser",
+    "run_population",
     "run_sampler",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ class Method:
 
     To write one:
 
-    - derive from `Sampler` or `Optimiser`, decorate with ``@dataclass(frozen=True)``, give every
-      field a default and check the fields in ``__post_init__``;
+    - derive from `Sampler`, `Population` or `Optimiser`, decorate with
+      ``@dataclass(frozen=True)``, give every field a default and check the fields in
+      ``__post_init__``;
     - ``init(log_density, position)`` returns the first state, a named tuple with at least
       ``position`` and ``log_prob``;
     - ``step(log_density, state, rng)`` returns the next state and a named tuple of tensors
@@ -49,6 +51,10 @@ class Method:
         """Refuse options that do not exist, listing those that do."""
         check_options(cls.__name__, cls.__init__, kwargs)
         return super().__new__(cls)
+
+    def extend(self, model: Callable[..., Any]) -> Callable[..., Any]:
+        """The model that the method samples: the user's, unless the method adds to it."""
+        return model
 
     def init(self, log_density: Density, position: Tensor) -> Any:
         """First state at ``position``."""
@@ -77,6 +83,57 @@ class Sampler(Method):
 
     def adapt(self, state: Any, info: Any, iteration: int, warmup: int) -> Any:
         """Learn from step ``iteration`` of ``warmup``; called during warm-up only."""
+        raise NotImplementedError
+
+
+class Drawn(NamedTuple):
+    """A set of draws for each chain.
+
+    Attributes
+    ----------
+    position
+        ``(*problems, chains, draws, n)``.
+    log_prob
+        Log density of each, ``(*problems, chains, draws)``.
+    stats
+        What is known of each, by name, of the same shape; what is known of a chain is repeated.
+    """
+
+    position: Tensor
+    log_prob: Tensor
+    stats: dict[str, Tensor]
+
+
+class Population(Method):
+    """A method that ends with a set of draws for each chain, not with one draw after the other.
+
+    Chains are independent repetitions, so that their agreement says how far to trust them. States
+    have positions ``(*problems, chains, starts, n)``; infos are of shape ``(*problems, chains)``.
+
+    Attributes
+    ----------
+    exact
+        Whether draws follow the posterior itself, at least as their number grows.
+    starts_at_prior
+        Whether draws from the prior are the only right start.
+    max_iterations
+        Most steps a run takes.
+    """
+
+    exact: ClassVar[bool] = True
+    starts_at_prior: ClassVar[bool] = False
+    max_iterations: int
+
+    def num_starts(self, draws: int) -> int:
+        """Starting points a chain needs for so many draws."""
+        raise NotImplementedError
+
+    def finished(self, state: Any) -> bool:
+        """Whether every chain is ready to be drawn from."""
+        raise NotImplementedError
+
+    def draw(self, log_density: Density, state: Any, draws: int, rng: torch.Generator) -> Drawn:
+        """Draws from a finished state, or from one that ran out of steps."""
         raise NotImplementedError
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from bayesgen.errors import BayesgenError, OptionError
 from bayesgen.inference.base import Sampler
 from bayesgen.inference.runner import run_sampler
+from bayesgen.types import Split
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,31 @@ class GaussianTarget:
         centred = v - self.mean
         gradient = -centred @ self._precision
         return 0.5 * (centred * gradient).sum(-1), gradient
+
+    @cached_property
+    def _prior_stddev(self) -> Tensor:
+        # Twice as wide as the target in its widest direction, so that tempering has work to do.
+        return 2.0 * torch.linalg.eigvalsh(self.covariance)[-1].sqrt()
+
+    def split(self, v: Tensor, *, where: Tensor | None = None) -> Split:
+        """The target as the product of a wide normal prior and a likelihood."""
+        value, gradient = self.value_and_grad(v)
+        scaled = v / self._prior_stddev
+        log_scale = self._prior_stddev.log() + 0.5 * math.log(2.0 * math.pi)
+        prior = -0.5 * scaled.square().sum(-1) - self.num_dims * log_scale
+        prior_gradient = -scaled / self._prior_stddev
+        return Split(prior, value - prior, prior_gradient, gradient - prior_gradient)
+
+    def prior_draws(self, num: int, rng: torch.Generator) -> Tensor:
+        """Draws from that prior, ``(num, n)``."""
+        noise = torch.randn(num, self.num_dims, generator=rng, dtype=self.mean.dtype)
+        return self._prior_stddev * noise
+
+    @property
+    def log_evidence(self) -> float:
+        """Logarithm of the integral of the density."""
+        log_det = torch.linalg.slogdet(self.covariance).logabsdet
+        return float(0.5 * (self.num_dims * math.log(2.0 * math.pi) + log_det))
 
     def starts(self, num: int, rng: torch.Generator) -> Tensor:
         """Overdispersed points to start from: twice the target's spread."""

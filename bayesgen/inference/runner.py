@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import ModelError
-from bayesgen.inference.base import Optimiser, Sampler
+from bayesgen.inference.base import Optimiser, Population, Sampler
 from bayesgen.inference.standardised import Standardised
 from bayesgen.types import Density
 
@@ -23,7 +23,7 @@ class Step:
     Attributes
     ----------
     phase
-        ``"warm-up"``, ``"sampling"`` or ``"optimising"``.
+        ``"warm-up"``, ``"sampling"``, ``"optimising"`` or, of populations, ``"approaching"``.
     iteration, total
         Number of this transition within its phase, from 0, and the most there will be.
     state, info
@@ -157,6 +157,42 @@ def run_optimiser(
         seconds=time.perf_counter() - clock,
         warmup_seconds=0.0,
         num_warmup=0,
+        num_evaluations=density.count,
+    )
+
+
+def run_population(
+    method: Population,
+    log_density: Density,
+    start: Tensor,
+    rng: torch.Generator,
+    *,
+    draws: int,
+    monitor: Monitor | None = None,
+) -> Run:
+    """Step until every chain is ready, then draw; all of it counts as warm-up.
+
+    ``start`` has shape ``(*problems, chains, starts, n)``. There is nothing to return of a run that
+    is interrupted, so KeyboardInterrupt passes through.
+    """
+    density = Standardised(log_density)
+    clock = time.perf_counter()
+    state, steps = method.init(density, start / density.units(start)), 0
+    while not method.finished(state) and steps < method.max_iterations:
+        state, info = method.step(density, state, rng)
+        _tell(monitor, Step("approaching", steps, method.max_iterations, state, info))
+        steps += 1
+    warmup_seconds = time.perf_counter() - clock
+    drawn = method.draw(density, state, draws, rng)
+    return Run(
+        position=drawn.position * density.units(drawn.position),
+        log_prob=drawn.log_prob,
+        stats=drawn.stats,
+        state=state,
+        interrupted=False,
+        seconds=time.perf_counter() - clock,
+        warmup_seconds=warmup_seconds,
+        num_warmup=steps,
         num_evaluations=density.count,
     )
 

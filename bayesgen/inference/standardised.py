@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from bayesgen.types import Density
+from bayesgen.errors import ModelError
+from bayesgen.types import Density, Split
 
 # Of inexact proximal steps, relative to the length of the last.
 _ERROR = 0.03
@@ -39,8 +40,56 @@ class Standardised:
     ) -> tuple[Tensor, Tensor]:
         """Log density and its gradient, in these units; other options are the log density's."""
         self.count += 1
-        found = self._log_density.value_and_grad(v * self.scale, jacobian=jacobian, **options)
-        return found[0], found[1] * self.scale
+        units = self.units(v)
+        found = self._log_density.value_and_grad(v * units, jacobian=jacobian, **options)
+        return found[0], found[1] * units
+
+    def units(self, v: Tensor) -> Tensor | float:
+        """The scale, shaped to multiply points ``(*problems, *batch, n)``."""
+        if not isinstance(self.scale, Tensor) or self.scale.ndim == 1:
+            return self.scale
+        between = (1,) * (v.ndim - 2)
+        return self.scale.reshape(len(self.scale), *between, self.scale.shape[-1])
+
+    # ------------------------------------------------------------------ prior and likelihood
+
+    def split(self, v: Tensor, *, where: Tensor | None = None) -> Split:
+        """Log prior and log likelihood with their gradients, in these units."""
+        self.count += 1
+        options = {"where": where} if self.takes_where else {}
+        units = self.units(v)
+        found: Split = self._tempered("split")(v * units, **options)
+        return found._replace(
+            prior_gradient=found.prior_gradient * units,
+            likelihood_gradient=found.likelihood_gradient * units,
+        )
+
+    def prior_draws(self, num: int, rng: torch.Generator) -> Tensor:
+        """Draws from the prior, ``(*problems, num, n)``, in these units."""
+        draws: Tensor = self._tempered("prior_draws")(num, rng)
+        return draws / self.units(draws)
+
+    def _tempered(self, name: str) -> Any:
+        if not hasattr(self._log_density, name):
+            raise ModelError(
+                f"log density: {type(self._log_density).__name__} has no {name}(), which tempering "
+                "from prior to posterior needs; give it one (see bayesgen.types.SplitDensity), or "
+                "use a method that does not temper, such as 'hmc'"
+            )
+        return getattr(self._log_density, name)
+
+    @property
+    def normal_prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and precision of coordinates whose prior is normal, in these units.
+
+        They broadcast against points. Other coordinates have mean and precision 0.
+        """
+        known = getattr(self._log_density, "normal_prior", None)
+        if known is None:
+            zero = torch.zeros(self.num_dims)
+            return zero, zero
+        mean, precision = known
+        return mean / self.scale, precision * torch.as_tensor(self.scale).square()
 
     # ------------------------------------------------------------------ structure
 
@@ -66,10 +115,11 @@ class Standardised:
         """Minus the log density, its gradient and Gauss-Newton matrix, in these units."""
         self.count += 1
         least_squares: Any = self._log_density.least_squares  # type: ignore[attr-defined]
-        value, gradient, matrix = least_squares.linearise(v * self.scale, where)
-        if isinstance(self.scale, Tensor):
-            matrix = matrix * self.scale.unsqueeze(-1) * self.scale.unsqueeze(-2)
-        return value, gradient * self.scale, matrix
+        units = self.units(v)
+        value, gradient, matrix = least_squares.linearise(v * units, where)
+        if isinstance(units, Tensor):
+            matrix = matrix * units.unsqueeze(-1) * units.unsqueeze(-2)
+        return value, gradient * units, matrix
 
     @property
     def proximal(self) -> Mapping[str, Any]:
@@ -82,7 +132,7 @@ class Standardised:
         total = v.new_zeros(v.shape[:-1])
         for name in self.proximal:
             site = sites.latent[name]
-            log_prob = site.prior.log_prob(site.take(v * self.scale))
+            log_prob = site.prior.log_prob(site.take(v * self.units(v)))
             # Plates leave their axes, which all count.
             total = total - log_prob.reshape(*total.shape, -1).sum(-1)
         return total
@@ -102,7 +152,8 @@ class Standardised:
         are small beside it do no harm.
         """
         v, memory = v.clone(), dict(memory)
-        scales = torch.as_tensor(self.scale, dtype=v.dtype, device=v.device).expand(v.shape)
+        units = torch.as_tensor(self.units(v), dtype=v.dtype, device=v.device)
+        scales = units.expand(v.shape)
         for name, step in steps.items():
             site: Any = self._log_density.sites.latent[name]  # type: ignore[attr-defined]
             block = slice(site.start, site.stop)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
-from bayesgen.errors import ModelError
-from bayesgen.inference import HMC, MALA, MAP, METHODS, Method, Sampler, Step
+from bayesgen import infer
+from bayesgen.errors import ModelError, OptionError
+from bayesgen.inference import (
+    HMC,
+    MALA,
+    MAP,
+    METHODS,
+    Drawn,
+    Method,
+    Population,
+    Sampler,
+    Step,
+)
 from bayesgen.inference.checks import GaussianTarget
 from bayesgen.inference.runner import Run, run_optimiser, run_sampler
 
@@ -147,3 +162,76 @@ def test_starts_outside_the_domain_are_refused() -> None:
     start = torch.tensor([[1.0], [-1.0], [2.0]])
     with pytest.raises(ModelError, match="1 of 3 starting points"):
         run_sampler(HMC(), Half(), start, torch.Generator(), draws=1, warmup=0)
+
+
+class Importance(Population):
+    """Draws from the prior, resampled by the likelihood: the simplest population."""
+
+    name, reference, starts_at_prior, max_iterations = "importance", "", True, 3
+
+    class State(NamedTuple):
+        position: Tensor
+        log_prob: Tensor
+        weights: Tensor
+        steps: int
+
+    class Info(NamedTuple):
+        beta: Tensor
+
+    def num_starts(self, draws: int) -> int:
+        return 20 * draws
+
+    def init(self, log_density: Any, position: Tensor) -> Importance.State:
+        parts = log_density.split(position)
+        value = parts.prior + parts.likelihood
+        return self.State(position, value, parts.likelihood.softmax(-1), 0)
+
+    def step(self, log_density: Any, state: Any, rng: torch.Generator) -> tuple[Any, Any]:
+        return state._replace(steps=state.steps + 1), self.Info(state.log_prob.mean(-1))
+
+    def finished(self, state: Any) -> bool:
+        return bool(state.steps == 2)
+
+    def draw(self, log_density: Any, state: Any, draws: int, rng: torch.Generator) -> Drawn:
+        flat = state.weights.flatten(0, -2)
+        chosen = torch.multinomial(flat, draws, replacement=True, generator=rng)
+        chosen = chosen.reshape(*state.weights.shape[:-1], draws)
+        position = torch.take_along_dim(state.position, chosen[..., None], -2)
+        log_prob = torch.take_along_dim(state.log_prob, chosen, -1)
+        evidence = torch.zeros_like(log_prob)
+        return Drawn(position, log_prob, {"log_evidence": evidence})
+
+
+def linear(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros_like(y), 2.0))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_populations_run_through_infer() -> None:
+    y = torch.tensor([1.0, 4.0])
+    posterior = infer(linear, y, method=Importance(), batched=True, chains=5, draws=100)
+    assert posterior.draws("z").shape == (2, 5, 100)
+    assert posterior.log_evidence.shape == (2, 5) and not posterior.is_point_estimate
+    # 500 draws of N(0.8 y, 0.8), from 10,000 of the prior each.
+    assert bool(((posterior.mean("z") - 0.8 * y).abs() < 5 * (0.8 / 400) ** 0.5).all())
+    assert posterior.attributes["num_warmup"] == 2
+
+
+def test_populations_take_no_settings_of_chains() -> None:
+    y = torch.tensor(1.0)
+    for options in ({"warmup": 3}, {"thin": 2}, {"start": "map"}):
+        with pytest.raises(OptionError, match=next(iter(options))):
+            infer(linear, y, method=Importance(), **options)
+
+
+def test_methods_may_add_to_the_model() -> None:
+    class Extended(HMC):
+        def extend(self, model: Any) -> Any:
+            def extended(y: Tensor) -> None:
+                model(y)
+                pyro.sample("again", dist.Normal(torch.zeros_like(y), 1.0))
+
+            return extended
+
+    posterior = infer(linear, torch.tensor(1.0), method=Extended(), draws=5, warmup=5)
+    assert posterior.latent_sites == ["z", "again"]
