@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesgen.errors import DtypeError, OptionError
+from bayesgen.errors import DtypeError, OptionError, ShapeError
 from bayesgen.models.base import Generator
 from bayesgen.models.evaluation.access import (
     encode,
@@ -17,7 +17,7 @@ from bayesgen.models.evaluation.access import (
 )
 from bayesgen.operators import Operator
 from bayesgen.operators.inputs import require_finite
-from bayesgen.regularisers.pieces import check_fit
+from bayesgen.regularisers.pieces import check_fit, check_generator_type
 from bayesgen.types import check_count, check_positive
 
 # Draws of the prior: enough for the covariance of images, of which far fewer directions matter.
@@ -94,6 +94,73 @@ def encoder_start(
     problems, size = len(images), G.latent_dim
     rows = [part.reshape(problems, len(part) // max(problems, 1), size) for part in parts]
     return {"z": torch.cat(rows, 1).reshape(*batch, chains, size)}
+
+
+def encoded_optimum(
+    G: Generator, z: Tensor, *, chains: int = 8, seed: int = 0
+) -> dict[str, Tensor]:
+    """Latent vectors that the encoder makes of the image of an optimum: MAP, then the encoder.
+
+    An optimum may lie far out in the latent space; its image, encoded, is where the prior expects
+    such an image. The first chain of each problem begins at the encoding, the others at draws of
+    the encoder's law, or, if it has none, at the same place.
+
+    Parameters
+    ----------
+    G
+        The generator; it has an encoder.
+    z
+        The optimum, ``(*batch, latent_dim)``: ``posterior.mode("z")`` of a result of ``"map"``.
+    chains
+        Starts of each problem.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    dict
+        ``{"z": (*batch, chains, latent_dim)}``, to be passed to `bayesgen.infer` as ``start``.
+
+    Raises
+    ------
+    DtypeError
+        If the generator has no encoder.
+    ShapeError
+        If z does not consist of its latent vectors.
+    OptionError
+        If the number of chains or the seed is out of range.
+
+    References
+    ----------
+    Ang (2021), Using deep generative priors for inverse problems and Bayesian optimisation.
+
+    Examples
+    --------
+    >>> import bayesgen as bg
+    >>> G = bg.models.load("mnist-vae-8")
+    >>> encoded_optimum(G, torch.ones(5, 8), chains=4)["z"].shape
+    torch.Size([5, 4, 8])
+    """
+    check_generator_type(G)
+    if not G.can("encode"):
+        raise DtypeError(
+            f"G: {type(G).__name__} has no encoder; start at the optimum itself (start='map')"
+        )
+    if not isinstance(z, Tensor) or z.shape[-1:] != (G.latent_dim,):
+        shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ShapeError(f"z: has shape {shape}; expected (*batch, {G.latent_dim})")
+    check_count("chains", chains)
+    _check_seed(seed)
+    flat = z.detach().reshape(-1, G.latent_dim)
+    with torch.no_grad():
+        images = torch.cat([G(part) for part in flat.split(rows_at_once(G))])
+    encoded = encode(G, images).unsqueeze(1)
+    if hasattr(G, "encoding"):
+        repeated = images.repeat_interleave(chains - 1, dim=0)
+        drawn = encoder_draws(G, repeated, seed=seed)
+        drawn = drawn.reshape(len(flat), chains - 1, G.latent_dim)
+        encoded = torch.cat([encoded, drawn], 1)
+    return {"z": encoded.expand(-1, chains, -1).reshape(*z.shape[:-1], chains, G.latent_dim)}
 
 
 def linear_estimate(G: Generator, A: Operator, y: Tensor, sigma: float, *, seed: int = 0) -> Tensor:

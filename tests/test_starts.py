@@ -12,7 +12,12 @@ import bayesgen as bg
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.models import AE, GAN, VAE, LinearGenerator
 from bayesgen.models.evaluation.access import prior_draws
-from bayesgen.starts import encoder_start, linear_estimate, nearest_draws
+from bayesgen.starts import (
+    encoded_optimum,
+    encoder_start,
+    linear_estimate,
+    nearest_draws,
+)
 
 float64 = torch.float64
 SIGMA = 0.2
@@ -207,3 +212,31 @@ def test_what_is_refused(G: LinearGenerator, A: Any) -> None:
         encoder_start(G, A, y, SIGMA, chains=0)
     with pytest.raises(OptionError, match="count: got 0"):
         nearest_draws(G, A, y, count=0)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (0,)])
+@pytest.mark.parametrize("chains", [1, 4])
+def test_an_optimum_is_decoded_and_encoded(batch: tuple[int, ...], chains: int) -> None:
+    G = small(VAE)
+    z = random(*batch, 3, seed=7)
+    start = encoded_optimum(G, z, chains=chains, seed=1)["z"]
+    assert start.shape == (*batch, chains, 3)
+    torch.testing.assert_close(start[..., 0, :], G.encode(G(z)))
+    # The others are draws of the encoder's law, no two alike.
+    assert len(start.reshape(-1, 3).unique(dim=0)) == start[..., 0].numel()
+    torch.testing.assert_close(encoded_optimum(G, z, chains=chains, seed=1)["z"], start)
+
+
+def test_an_encoder_without_a_law_starts_all_chains_at_one_place() -> None:
+    G = small(AE)
+    start = encoded_optimum(G, random(2, 3), chains=3)["z"]
+    torch.testing.assert_close(start, G.encode(G(random(2, 3))).unsqueeze(1).expand(2, 3, 3))
+
+
+def test_what_an_encoded_optimum_refuses() -> None:
+    with pytest.raises(DtypeError, match="GAN has no encoder"):
+        encoded_optimum(small(GAN), random(3))
+    with pytest.raises(ShapeError, match=r"z: has shape \(4,\); expected \(\*batch, 3\)"):
+        encoded_optimum(small(VAE), random(4))
+    with pytest.raises(OptionError, match="chains"):
+        encoded_optimum(small(VAE), random(3), chains=0)

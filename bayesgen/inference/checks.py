@@ -2,98 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bayesgen.errors import BayesgenError, OptionError
-from bayesgen.inference.base import Sampler
-from bayesgen.inference.runner import run_sampler
-from bayesgen.types import Split
-
-
-@dataclass(frozen=True)
-class GaussianTarget:
-    """A Gaussian density with exact gradient, for testing samplers.
-
-    Attributes
-    ----------
-    mean
-        ``(n,)``.
-    covariance
-        ``(n, n)``, positive definite.
-
-    Examples
-    --------
-    >>> import torch
-    >>> target = GaussianTarget.with_condition(5, 100.0)
-    >>> round(float(torch.linalg.cond(target.covariance)))
-    100
-    """
-
-    mean: Tensor
-    covariance: Tensor
-
-    @classmethod
-    def with_condition(
-        cls, num_dims: int, condition: float, *, seed: int = 0, dtype: torch.dtype = torch.float64
-    ) -> GaussianTarget:
-        """A randomly rotated Gaussian with variances log-spaced from 1 to ``condition``."""
-        rng = torch.Generator().manual_seed(seed)
-        noise = torch.randn(num_dims, num_dims, generator=rng, dtype=dtype)
-        rotation, _ = torch.linalg.qr(noise)
-        top = torch.log10(torch.tensor(condition)).item()
-        variances = torch.logspace(0.0, top, num_dims, dtype=dtype)
-        mean = torch.linspace(-1.0, 1.0, num_dims, dtype=dtype)
-        return cls(mean, rotation @ torch.diag(variances) @ rotation.T)
-
-    @property
-    def num_dims(self) -> int:
-        """Dimension n."""
-        return len(self.mean)
-
-    @cached_property
-    def _precision(self) -> Tensor:
-        return torch.linalg.inv(self.covariance)
-
-    def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
-        """Log density up to a constant, and its gradient."""
-        centred = v - self.mean
-        gradient = -centred @ self._precision
-        return 0.5 * (centred * gradient).sum(-1), gradient
-
-    @cached_property
-    def _prior_stddev(self) -> Tensor:
-        # Twice as wide as the target in its widest direction, so that tempering has work to do.
-        return 2.0 * torch.linalg.eigvalsh(self.covariance)[-1].sqrt()
-
-    def split(self, v: Tensor, *, where: Tensor | None = None) -> Split:
-        """The target as the product of a wide normal prior and a likelihood."""
-        value, gradient = self.value_and_grad(v)
-        scaled = v / self._prior_stddev
-        log_scale = self._prior_stddev.log() + 0.5 * math.log(2.0 * math.pi)
-        prior = -0.5 * scaled.square().sum(-1) - self.num_dims * log_scale
-        prior_gradient = -scaled / self._prior_stddev
-        return Split(prior, value - prior, prior_gradient, gradient - prior_gradient)
-
-    def prior_draws(self, num: int, rng: torch.Generator) -> Tensor:
-        """Draws from that prior, ``(num, n)``."""
-        noise = torch.randn(num, self.num_dims, generator=rng, dtype=self.mean.dtype)
-        return self._prior_stddev * noise
-
-    @property
-    def log_evidence(self) -> float:
-        """Logarithm of the integral of the density."""
-        log_det = torch.linalg.slogdet(self.covariance).logabsdet
-        return float(0.5 * (self.num_dims * math.log(2.0 * math.pi) + log_det))
-
-    def starts(self, num: int, rng: torch.Generator) -> Tensor:
-        """Overdispersed points to start from: twice the target's spread."""
-        noise = torch.randn(num, self.num_dims, generator=rng, dtype=self.mean.dtype)
-        return self.mean + 2.0 * noise @ torch.linalg.cholesky(self.covariance).T
+from bayesgen.inference.base import Population, Sampler
+from bayesgen.inference.runner import run_population, run_sampler
+from bayesgen.inference.targets import GaussianTarget, Target
 
 
 @dataclass(frozen=True)
@@ -176,8 +93,8 @@ def moment_report(
 
 
 def check_method(
-    method: Sampler,
-    target: GaussianTarget | None = None,
+    method: Sampler | Population,
+    target: Target | None = None,
     *,
     chains: int = 64,
     draws: int = 500,
@@ -185,16 +102,17 @@ def check_method(
     seed: int = 0,
     false_alarm: float = 1e-6,
 ) -> MethodReport:
-    """Run a sampler on a Gaussian and compare all means and covariances with the truth.
+    """Run a method on a known density and compare all means and covariances with the truth.
 
     Parameters
     ----------
     method
         The sampler, with its settings.
     target
-        By default five dimensions with condition number 10.
+        Of `bayesgen.inference.targets`; by default a Gaussian of five dimensions with condition
+        number 10.
     chains, draws, warmup, seed
-        As in `bayesgen.infer`.
+        As in `bayesgen.infer`; populations take no warm-up.
     false_alarm
         Probability of calling a right sampler wrong.
 
@@ -206,8 +124,13 @@ def check_method(
     """
     target = GaussianTarget.with_condition(5, 10.0) if target is None else target
     rng = torch.Generator().manual_seed(seed)
-    start = target.starts(chains, rng)
-    run = run_sampler(method, target, start, rng, draws=draws, warmup=warmup)
+    if isinstance(method, Population):
+        starts = method.num_starts(draws)
+        start = target.prior_draws(chains * starts, rng).unflatten(0, (chains, starts))
+        run = run_population(method, target, start, rng, draws=draws)
+    else:
+        start = target.starts(chains, rng)
+        run = run_sampler(method, target, start, rng, draws=draws, warmup=warmup)
     return moment_report(
         repr(method), run.position, target.mean, target.covariance, false_alarm=false_alarm
     )
