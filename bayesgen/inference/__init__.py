@@ -6,10 +6,17 @@ if __name__ != "bayesgen.inference":
     raise ImportError("import bayesgen.inference, not the top-level link to its folder")
 
 from bayesgen.errors import OptionError, unknown_option
+from bayesgen.inference.annealed_langevin import AnnealedLangevin
 from bayesgen.inference.base import Drawn, Method, Optimiser, Population, Sampler
+from bayesgen.inference.chees import ChEES
 from bayesgen.inference.hmc import HMC
+from bayesgen.inference.langevin import ULA
 from bayesgen.inference.mala import MALA
 from bayesgen.inference.map import MAP
+from bayesgen.inference.nuts import NUTS
+from bayesgen.inference.parallel_tempering import ParallelTempering
+from bayesgen.inference.pcn import PCN
+from bayesgen.inference.proximal_langevin import MYULA, PMALA
 from bayesgen.inference.runner import (
     Run,
     Step,
@@ -17,8 +24,25 @@ from bayesgen.inference.runner import (
     run_population,
     run_sampler,
 )
+from bayesgen.inference.skrock import SKROCK
+from bayesgen.inference.smc import SMC
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (MAP, MALA, HMC)}
+_METHODS: tuple[type[Method], ...] = (
+    MAP,
+    HMC,
+    NUTS,
+    ChEES,
+    MALA,
+    PCN,
+    PMALA,
+    SMC,
+    ParallelTempering,
+    ULA,
+    MYULA,
+    SKROCK,
+    AnnealedLangevin,
+)
+METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _METHODS}
 
 
 def as_method(method: str | Method, argument: str = "method") -> Method:
@@ -48,9 +72,19 @@ __all__ = [
     "MALA",
     "MAP",
     "METHODS",
+    "MYULA",
+    "NUTS",
+    "PCN",
+    "PMALA",
+    "SKROCK",
+    "SMC",
+    "ULA",
+    "AnnealedLangevin",
+    "ChEES",
     "Drawn",
     "Method",
     "Optimiser",
+    "ParallelTempering",
     "Population",
     "Run",
     "Sampler",

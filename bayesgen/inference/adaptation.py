@@ -42,12 +42,19 @@ class DualAveraging(NamedTuple):
         zero = torch.zeros_like(log_step)
         return cls(log_step, zero, zero, log_step + 2.302585092994046, 0)
 
-    def update(self, acceptance: Tensor, target: float) -> DualAveraging:
-        """Hoffman and Gelman (2014), equation 6, with gamma 0.05, t0 10, kappa 0.75."""
+    def update(
+        self, acceptance: Tensor, target: float, longest: Tensor | None = None
+    ) -> DualAveraging:
+        """Hoffman and Gelman (2014), equation 6, with gamma 0.05, t0 10, kappa 0.75.
+
+        No step exceeds ``longest``, by default any.
+        """
         updates = self.updates + 1
         weight = 1.0 / (updates + 10.0)
         error = (1.0 - weight) * self.error + weight * (target - acceptance)
         log_step = self.centre - error * updates**0.5 / 0.05
+        if longest is not None:
+            log_step = torch.minimum(log_step, longest.log())
         decay = updates**-0.75
         log_average = decay * log_step + (1.0 - decay) * self.log_average
         return DualAveraging(log_step, log_average, error, self.centre, updates)

@@ -177,7 +177,7 @@ def run_population(
     """
     density = Standardised(log_density)
     clock = time.perf_counter()
-    state, steps = method.init(density, start / density.units(start)), 0
+    state, steps = method.init(density, (start / density.units(start)).contiguous()), 0
     while not method.finished(state) and steps < method.max_iterations:
         state, info = method.step(density, state, rng)
         _tell(monitor, Step("approaching", steps, method.max_iterations, state, info))

@@ -5,11 +5,24 @@ False-alarm rate of every check: 1e-6.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from bayesgen.inference import HMC, MALA, Sampler, run_sampler
+from bayesgen.inference import (
+    HMC,
+    MALA,
+    METHODS,
+    NUTS,
+    SMC,
+    ChEES,
+    ParallelTempering,
+    Population,
+    Sampler,
+    run_sampler,
+)
 from bayesgen.inference.checks import check_method
 from bayesgen.inference.targets import Banana, Funnel, GaussianTarget, MixtureTarget, Target
 
@@ -61,29 +74,53 @@ def test_moments_are_those_of_the_log_density(name: str) -> None:
 
 
 # Settings and budgets under which each sampler is right; one that is not here fails the suite.
-HARD: dict[str, tuple[Sampler, dict[str, int]]] = {
+HARD: dict[str, tuple[Sampler | Population, dict[str, int]]] = {
     "hmc": (HMC(trajectory=6.0, target_acceptance=0.9), {"draws": 500, "warmup": 400}),
+    "nuts": (NUTS(target_acceptance=0.9, max_depth=6), {"draws": 150, "warmup": 250}),
+    "chees": (ChEES(target_acceptance=0.8), {"draws": 400, "warmup": 400}),
     "mala": (MALA(), {"draws": 4000, "warmup": 400}),
+    "pt": (ParallelTempering(replicas=5, max_steps=8), {"draws": 400, "warmup": 200}),
+    "smc": (SMC(particles=512), {"draws": 512}),
 }
+# Random walks and their like need more draws there than a test can afford.
+SLOW = ["pcn", "pmala"]
 
 
-@pytest.mark.parametrize("sampler", HARD)
+def some_slow(*quick: str) -> list[Any]:
+    """All samplers, those that are not quick marked as slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in HARD]
+
+
+def test_every_exact_sampler_is_listed() -> None:
+    exact = {n for n, cls in METHODS.items() if getattr(cls, "exact", False)}
+    assert exact == set(HARD) | set(SLOW)
+
+
+@pytest.mark.parametrize("sampler", some_slow("nuts", "smc"))
 def test_banana(sampler: str) -> None:
     method, budget = HARD[sampler]
     check_method(method, Banana(), **budget).raise_if_failed()
 
 
-@pytest.mark.parametrize("sampler", HARD)
+@pytest.mark.parametrize("sampler", some_slow("hmc", "smc"))
 def test_funnel(sampler: str) -> None:
     method, budget = HARD[sampler]
     check_method(method, Funnel(), **budget).raise_if_failed()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", HARD)
+@pytest.mark.parametrize("sampler", sorted(set(HARD) - {"smc"}))
 def test_fifty_dimensions_of_condition_1000(sampler: str) -> None:
     method, budget = HARD[sampler]
     target = GaussianTarget.with_condition(50, 1000.0)
+    check_method(method, target, **budget).raise_if_failed()
+
+
+@pytest.mark.parametrize("sampler", ["smc", "pt"])
+def test_tempering_finds_the_weights_of_separate_modes(sampler: str) -> None:
+    method, budget = HARD[sampler]
+    target = MixtureTarget.pair(distance=12.0, weight=0.3)
+    method = ParallelTempering(replicas=8, max_steps=8) if sampler == "pt" else method
     check_method(method, target, **budget).raise_if_failed()
 
 

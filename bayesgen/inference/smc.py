@@ -1,0 +1,317 @@
+"""Sequential Monte Carlo: a population of particles is tempered from the prior to the posterior."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayesgen.errors import ModelError, OptionError, unknown_option
+from bayesgen.inference.base import Drawn, Population
+from bayesgen.inference.hmc import HMCState, check_target, hamiltonian_init
+from bayesgen.inference.particle_moves import KERNELS
+from bayesgen.inference.tempering import (
+    Tempered,
+    effective_fraction,
+    log_likelihood,
+    next_beta,
+    systematic,
+    temper,
+)
+from bayesgen.types import Density, Split, check_count
+
+# Particles that have kept less than this of where they were have been moved enough.
+_CORRELATION = 0.5
+# How far the step size follows the error of one move's acceptance, which a population knows well.
+_GAIN = 1.5
+
+
+class SMCState(NamedTuple):
+    """Where the populations are on their way.
+
+    Attributes
+    ----------
+    particles
+        The particles with their tempered log density, and step size and variances of their moves;
+        the populations ``(*problems, chains)`` take the place of problems.
+    split
+        Their log prior and log likelihood, with gradients.
+    beta, log_evidence
+        Inverse temperature reached, and the log evidence up to there, ``(*problems, chains)``.
+    temperatures
+        Number of temperatures, ``(*problems, chains)``.
+    acceptance_rate
+        Of the last moves, ``(*problems, chains)``.
+    """
+
+    particles: HMCState
+    split: Split
+    beta: Tensor
+    log_evidence: Tensor
+    temperatures: Tensor
+    acceptance_rate: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """Particles, ``(*problems, chains, particles, n)``."""
+        return self.particles.position
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Their log density under the posterior, ``(*problems, chains, particles)``."""
+        return self.split.prior + self.split.likelihood
+
+
+class SMCInfo(NamedTuple):
+    """What monitors see of each temperature; all of shape ``(*problems, chains)``.
+
+    Attributes
+    ----------
+    beta
+        Inverse temperature reached.
+    effective_fraction
+        Effective sample size of the weights over the number of particles.
+    acceptance_rate
+        Mean over particles and moves.
+    n_moves, step_size
+        Moves of each particle, and their step size.
+    """
+
+    beta: Tensor
+    effective_fraction: Tensor
+    acceptance_rate: Tensor
+    n_moves: Tensor
+    step_size: Tensor
+
+
+@dataclass(frozen=True)
+class SMC(Population):
+    """Adaptive tempering of particles from the prior to the posterior.
+
+    Particles begin as draws from the prior. At each inverse temperature beta, as far beyond the
+    last as their weights :math:`p(y | v)^{\\Delta\\beta}` allow, they are resampled and moved by
+    steps that leave prior times :math:`p(y | v)^\\beta` invariant. Modes are found in proportion to
+    their mass, and the mean weights multiply to the evidence p(y).
+
+    Draws follow the posterior, and the evidence is right, as the number of particles grows; with
+    N of them errors are of order :math:`N^{-1/2}`. Each chain is a population on its own with its
+    own temperatures, so that R-hat and the spread of ``log_evidence`` over chains show the error.
+
+    Parameters
+    ----------
+    particles
+        Particles of each chain, or as many as there are draws, if those are more. The logarithm
+        of the evidence wants at least 512 (the default): it is biased downwards with few.
+    alpha
+        Effective fraction of the particles that reweighting to the next temperature leaves: 0.5
+        to 0.7 is fast (default 0.7), 0.9 careful.
+    moves, max_moves
+        Least and largest number of moves at a temperature (2 and 6). Each population moves until
+        every coordinate's correlation with where it began is below one half.
+    leapfrog
+        Most evaluations of the log density that a move takes (8): ``"hmc"`` takes between half as
+        many leapfrog steps and all of them, ``"pcn"`` as many proposals.
+    kernel
+        ``"hmc"`` (default), or ``"pcn"`` for forward models without a useful gradient: a
+        preconditioned Crank-Nicolson walk that keeps a Student law fitted to the particles.
+    target_acceptance
+        Mean acceptance that steps are tuned to after each move; by default 0.7 for ``"hmc"`` and
+        0.25 for ``"pcn"``.
+    max_iterations
+        Most temperatures. A chain that has not arrived by then ends with a warning, and its
+        ``tempered`` below 1 says where.
+
+    References
+    ----------
+    Del Moral, Doucet and Jasra (2006) (samplers); Zhou, Johansen and Aston (2016) (conditional
+    effective sample size); Buchholz, Chopin and Jacob (2021) (tuning of Hamiltonian moves);
+    Grumitt, Karamanis and Seljak (2024) (Crank-Nicolson moves that keep a Student law).
+
+    Examples
+    --------
+    >>> from bayesgen.inference.checks import GaussianTarget
+    >>> from bayesgen.inference.runner import run_population
+    >>> target, rng = GaussianTarget.with_condition(2, 4.0), torch.Generator().manual_seed(0)
+    >>> start = target.prior_draws(4 * 512, rng).unflatten(0, (4, 512))
+    >>> run = run_population(SMC(), target, start, rng, draws=512)
+    >>> error = run.stats["log_evidence"][:, 0] - target.log_evidence
+    >>> bool((error.abs() < 0.5).all())
+    True
+    """
+
+    name = "smc"
+    reference = "Del Moral, Doucet and Jasra (2006), Sequential Monte Carlo samplers"
+    starts_at_prior = True
+
+    particles: int = 512
+    alpha: float = 0.7
+    moves: int = 2
+    max_moves: int = 6
+    leapfrog: int = 8
+    kernel: str = "hmc"
+    target_acceptance: float | None = None
+    max_iterations: int = 1000
+
+    def __post_init__(self) -> None:
+        check_count("particles", self.particles, minimum=16)
+        if not isinstance(self.alpha, float) or not 0.0 < self.alpha < 1.0:
+            raise OptionError(f"alpha: got {self.alpha!r}; expected a number between 0 and 1")
+        check_count("moves", self.moves)
+        check_count("max_moves", self.max_moves, minimum=self.moves)
+        check_count("leapfrog", self.leapfrog)
+        if self.kernel not in KERNELS:
+            raise OptionError(unknown_option("kernel", self.kernel, KERNELS))
+        if self.target_acceptance is not None:
+            check_target(self.target_acceptance)
+        check_count("max_iterations", self.max_iterations)
+
+    def num_starts(self, draws: int) -> int:
+        """Particles of a chain."""
+        return max(self.particles, draws)
+
+    def init(self, log_density: Density, position: Tensor) -> SMCState:
+        """First state at draws from the prior, ``(*problems, chains, particles, n)``.
+
+        Raises
+        ------
+        ModelError
+            If the likelihood is zero or not a number at all particles of a chain.
+        """
+        zero = torch.zeros(position.shape[:-2], dtype=torch.float64, device=position.device)
+        prior = Tempered(log_density, zero[..., None])
+        step = position.shape[-1] ** -0.25
+        particles = hamiltonian_init(prior, position, step, 0.5)
+        _check_likelihood(prior.last)
+        counts = torch.zeros_like(zero, dtype=torch.int64)
+        return SMCState(particles, prior.last, zero, zero, counts, zero.to(position.dtype))
+
+    def step(
+        self, log_density: Density, state: SMCState, rng: torch.Generator
+    ) -> tuple[SMCState, SMCInfo]:
+        """Reweight to the next temperature, resample and move; chains at the posterior wait."""
+        likelihood, active = log_likelihood(state.split), state.beta < 1
+        beta = next_beta(likelihood, state.beta, self.alpha)
+        increment = (beta - state.beta)[..., None]
+        log_weights = torch.where(increment > 0, increment * likelihood, 0.0)
+        mean_weight = log_weights.logsumexp(-1) - math.log(likelihood.shape[-1])
+        state = _resampled(state, log_weights, beta, active, rng)
+        state, acceptance, moves = self._move(log_density, state, active, rng)
+        state = state._replace(
+            log_evidence=state.log_evidence + mean_weight,
+            temperatures=state.temperatures + active,
+            acceptance_rate=torch.where(active, acceptance, state.acceptance_rate),
+        )
+        step_size = state.particles.step_size[..., 0, 0]
+        fraction = effective_fraction(log_weights)
+        return state, SMCInfo(beta, fraction, state.acceptance_rate, moves, step_size)
+
+    def finished(self, state: SMCState) -> bool:
+        """Whether every chain has come to the posterior."""
+        return bool((state.beta >= 1).all())
+
+    def draw(
+        self, log_density: Density, state: SMCState, draws: int, rng: torch.Generator
+    ) -> Drawn:
+        """So many of the particles, evenly spaced.
+
+        Particles of a common ancestor are neighbours and stay so: what moves have not told apart
+        shows in the effective sample size.
+        """
+        short = state.beta < 1
+        if bool(short.any()):
+            warnings.warn(
+                f"smc: {int(short.sum())} of {short.numel()} chains have not come to the posterior "
+                f"within max_iterations={self.max_iterations} temperatures (beta is "
+                f"{float(state.beta.min()):.3g}, should be 1), so that their draws are too wide. "
+                "Raise max_iterations or lower alpha",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        order = systematic(torch.zeros_like(state.log_prob).double(), rng, draws)
+        log_prob = state.log_prob.gather(-1, order)
+        facts = {
+            "log_evidence": state.log_evidence,
+            "tempered": state.beta,
+            "temperatures": state.temperatures,
+            "acceptance_rate": state.acceptance_rate,
+        }
+        stats = {name: fact[..., None].expand(order.shape) for name, fact in facts.items()}
+        return Drawn(_take(state.position, order), log_prob, stats)
+
+    def _move(
+        self, log_density: Density, state: SMCState, active: Tensor, rng: torch.Generator
+    ) -> tuple[SMCState, Tensor, Tensor]:
+        """State after the moves, their mean acceptance and their number."""
+        kernel = KERNELS[self.kernel]
+        target = self.target_acceptance or kernel.target
+        particles, split, start = state.particles, state.split, state.position
+        total = torch.zeros_like(state.acceptance_rate)
+        moves = torch.zeros_like(state.temperatures)
+        moving = active
+        for i in range(self.max_moves):
+            where = moving[..., None].expand(state.log_prob.shape)
+            tempered = Tempered(log_density, state.beta[..., None], where)
+            particles, split, acceptance = kernel.move(
+                tempered, particles, split, rng, self.leapfrog
+            )
+            change = torch.where(moving, _GAIN * (acceptance - target), 0.0).exp()
+            step = (particles.step_size * change[..., None, None]).clamp(max=kernel.largest)
+            particles = particles._replace(step_size=step)
+            total, moves = total + torch.where(moving, acceptance, 0.0), moves + moving
+            if i + 1 >= self.moves:
+                moving = moving & (_correlation(start, particles.position) > _CORRELATION)
+            if not bool(moving.any()):
+                break
+        return state._replace(particles=particles, split=split), total / moves.clamp(min=1), moves
+
+
+def _check_likelihood(split: Split) -> None:
+    lost = ~torch.isfinite(log_likelihood(split)).any(-1)
+    if bool(lost.any()):
+        raise ModelError(
+            f"model: in {int(lost.sum())} of {lost.numel()} chains the likelihood is zero or not a "
+            f"number at all {split.prior.shape[-1]} draws from the prior, so that there is nothing "
+            "to weight. Check the model's scales and the support of its noise, narrow the prior, "
+            "or raise particles"
+        )
+
+
+def _resampled(
+    state: SMCState, log_weights: Tensor, beta: Tensor, active: Tensor, rng: torch.Generator
+) -> SMCState:
+    """Equally weighted particles at ``beta`` in those populations that are ``active``."""
+    particles, weights = state.particles, log_weights.softmax(-1)[..., None].to(state.position)
+    mean = (weights * state.position).sum(-2, keepdim=True)
+    variance = (weights * (state.position - mean).square()).sum(-2, keepdim=True)
+    # A coordinate in which few particles are left looks narrower than it is.
+    variance = torch.maximum(variance, 1e-4 * particles.inverse_mass)
+    stay = torch.arange(log_weights.shape[-1], device=log_weights.device)
+    order = torch.where(active[..., None], systematic(log_weights, rng), stay)
+    split = Split(*(_take(part, order) for part in state.split))
+    log_prob, gradient = temper(split, beta[..., None])
+    particles = particles._replace(
+        position=_take(state.position, order),
+        log_prob=log_prob,
+        gradient=gradient,
+        inverse_mass=torch.where(active[..., None, None], variance, particles.inverse_mass),
+    )
+    return state._replace(particles=particles, split=split, beta=beta)
+
+
+def _take(values: Tensor, order: Tensor) -> Tensor:
+    """Particles of the given numbers; values are ``(*batch, N)`` or ``(*batch, N, n)``."""
+    if values.ndim == order.ndim:
+        return values.gather(-1, order)
+    return values.gather(-2, order[..., None].expand(*order.shape, values.shape[-1]))
+
+
+def _correlation(before: Tensor, after: Tensor) -> Tensor:
+    """Largest correlation over coordinates between two positions of each particle."""
+    before, after = (part - part.mean(-2, keepdim=True) for part in (before, after))
+    lengths = before.square().sum(-2) * after.square().sum(-2)
+    products = (before * after).sum(-2)
+    return (products / lengths.sqrt().clamp(min=torch.finfo(lengths.dtype).tiny)).amax(-1)
