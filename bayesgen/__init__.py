@@ -6,8 +6,10 @@ Write the inverse problem as a Pyro model, call `infer`, get draws, uncertainty 
 from __future__ import annotations
 
 from bayesgen import (
+    covariances,
     datasets,
     distributions,
+    importance,
     inference,
     latent_priors,
     models,
@@ -27,8 +29,10 @@ __all__ = [
     "LogDensity",
     "Posterior",
     "__version__",
+    "covariances",
     "datasets",
     "distributions",
+    "importance",
     "infer",
     "inference",
     "latent_priors",

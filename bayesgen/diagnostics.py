@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # R-hat and effective sample size as recommended by Vehtari et al. (2021).
 RHAT_GOOD, RHAT_USABLE = 1.01, 1.05
 ESS_GOOD, ESS_USABLE = 400, 100
+# Beyond it the tail of importance weights is too heavy for any number of draws (Vehtari 2024).
+PARETO_USABLE = 0.7
 # Diagnostics look at no more coordinates of a site than this, evenly spread, over all problems
 # together (ArviZ takes a millisecond for each).
 MAX_COORDINATES = 1000
@@ -223,6 +225,10 @@ def _judge_draws(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Fi
             f"{posterior.attributes.get('method')} is unadjusted: its draws are biased",
             "compare with an exact method such as 'hmc'",
         )
+    if "chosen_because" in posterior.attributes:
+        yield Finding(0, f"method chosen because {posterior.attributes['chosen_because']}")
+    yield from _judge_weights(posterior, numbers)
+    yield from _judge_drift(posterior)
     stats = posterior.stats
     if "diverging" in stats:
         yield _judge_divergences(int(stats["diverging"].sum()), stats["diverging"].numel(), numbers)
@@ -287,6 +293,47 @@ def _judge_divergences(diverging: int, count: int, numbers: dict[str, float]) ->
     )
 
 
+def _judge_weights(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Finding]:
+    """Importance weights, and whether tempering arrived."""
+    stats = posterior.stats
+    if "pareto_k" in stats:
+        worst = float(stats["pareto_k"].max())
+        numbers["pareto_k"] = worst
+        if not worst <= PARETO_USABLE:
+            yield Finding(
+                2,
+                f"importance weights have too heavy a tail: Pareto k is {worst:.2f} (should be <= "
+                f"{PARETO_USABLE})",
+                "the approximation misses part of the posterior; sample, with 'smc' or 'hmc'",
+            )
+        else:
+            yield Finding(0, f"importance weights are well behaved: Pareto k {worst:.2f}")
+    if "tempered" in stats and not bool((stats["tempered"] >= 1).all()):
+        yield Finding(
+            2,
+            f"tempering ended at {float(stats['tempered'].min()):.2g} of the likelihood",
+            "raise max_iterations, or the number of particles",
+        )
+
+
+def _judge_drift(posterior: Posterior) -> Iterator[Finding]:
+    """Whether sites without a proper prior spread ever further: the posterior may be improper."""
+    if not posterior.has_model or posterior.num_draws < 20:
+        return
+    for name in posterior.model.improper_priors:
+        site = posterior.model.sites.latent[name]
+        v = site.transform.inv(posterior.draws(name)).double()
+        axis = posterior.log_prob.ndim - 1
+        first, second = ((part - part.mean()).abs().mean() for part in v.tensor_split(2, dim=axis))
+        # Of chains that walk about at random the second half spreads 1.7 times as far.
+        if float(second) > 1.5 * float(first):
+            yield Finding(
+                2,
+                f"site {name!r} drifts ever further out: the posterior may be improper",
+                "give the site a proper prior",
+            )
+
+
 def _judge_optima(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Finding]:
     converged = posterior.stats["converged"]
     numbers["converged"] = float(converged.double().mean())
@@ -334,12 +381,13 @@ def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Find
         return
     if not posterior.model.sites.observed:
         return
-    if not posterior.is_point_estimate and _is_integrated(posterior):
+    drawn_exactly = bool(posterior.model.sites.generated)
+    if not posterior.is_point_estimate and not drawn_exactly and _is_integrated(posterior):
         yield Finding(
             1,
             "a deviation was integrated out: images are its mean given z and the data, so that "
             "their intervals are too narrow",
-            "for intervals keep the deviation as a site (integrated=False)",
+            "draw the image from its law given the data, as bayesgen.regularisers.soft_range does",
         )
     if not _has_gaussian_noise(posterior):
         yield Finding(

@@ -34,6 +34,20 @@ class ModelError(BayesgenError, ValueError):
     """A probabilistic model cannot be used for inference."""
 
 
+class SamplingError(BayesgenError):
+    """A sampler got nowhere.
+
+    Attributes
+    ----------
+    posterior
+        What it drew, to look at.
+    """
+
+    def __init__(self, message: str, posterior: object = None) -> None:
+        super().__init__(message)
+        self.posterior = posterior
+
+
 class ResultError(BayesgenError, ValueError):
     """A result cannot answer the question it was asked."""
 

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesgen.errors import ModelError, OptionError, ShapeError, unknown_option
+from bayesgen.errors import (
+    ModelError,
+    OptionError,
+    SamplingError,
+    ShapeError,
+    unknown_option,
+)
 from bayesgen.inference import (
     Method,
     Optimiser,
@@ -20,6 +26,7 @@ from bayesgen.inference import (
     run_population,
     run_sampler,
 )
+from bayesgen.inference.automatic import choose_method
 from bayesgen.inference.map import OUTCOMES
 from bayesgen.log_density import LogDensity
 from bayesgen.model_sites import Model
@@ -54,14 +61,17 @@ def infer(
     *args
         Arguments of the model, the data among them.
     method
-        ``"hmc"``, ``"mala"``, ``"map"``, or an instance with settings such as
-        ``bayesgen.inference.HMC(target_acceptance=0.9)``.
+        ``"auto"``, which picks one by the structure of the model and says why in the summary; the
+        name of one of `bayesgen.inference`, such as ``"hmc"`` or ``"smc"``; or an instance with
+        settings such as ``bayesgen.inference.HMC(target_acceptance=0.9)``.
     chains
-        Markov chains, or restarts of an optimiser; all run as one batch. Four (the default) are
-        the fewest from which R-hat can be judged; more cost less than proportionally.
+        Markov chains, populations of particles, or restarts of an optimiser; all run as one batch.
+        Four (the default) are the fewest from which R-hat can be judged; more cost less than
+        proportionally.
     draws, warmup
         Draws kept from each chain, and iterations spent on adaptation before them (500 each by
-        default). An optimiser returns one draw a restart and takes neither.
+        default). An optimiser returns one draw a restart and takes neither; a population takes no
+        warm-up.
     thin
         Keep every ``thin``-th step.
     start
@@ -92,6 +102,8 @@ def infer(
         If the model or its data cannot be used; the message names the argument or the line.
     OptionError, UnknownOptionError
         If a setting has a value that is not allowed, or does not exist.
+    SamplingError
+        If no chain moved, or every step diverged; its attribute ``posterior`` holds the draws.
 
     Examples
     --------
@@ -104,10 +116,18 @@ def infer(
     >>> abs(float(posterior.mean("z")) - 0.8) < 0.05  # exact: 1 / (1 + 0.25)
     True
     """
-    method = as_method(method)
-    draws, warmup = _check_budget(method, chains, draws, warmup, thin)
     rng = _generator(seed)
-    log_density = LogDensity(method.extend(model), *args, batched=batched)
+    if isinstance(method, str) and method == "auto":
+        log_density = LogDensity(model, *args, batched=batched)
+        temper = isinstance(start, str) and start == "prior" and warmup is None and thin == 1
+        method, reason = choose_method(log_density, temper=temper)
+    else:
+        method, reason = as_method(method), ""
+        # What is wrong with the numbers is said before the model is looked at, which takes longer.
+        _check_budget(method, chains, draws, warmup, thin)
+        log_density = LogDensity(method.extend(model), *args, batched=batched)
+    draws, warmup = _check_budget(method, chains, draws, warmup, thin)
+    _check_gradients(method, log_density)
     starts = method.num_starts(draws) if isinstance(method, Population) else 1
     if isinstance(method, Population) and method.starts_at_prior and start != "prior":
         raise OptionError(
@@ -135,7 +155,39 @@ def infer(
                 thin=thin,
                 monitor=monitor,
             )
-    return _posterior(method, log_density, run, seed=seed, start=start, thin=thin)
+    posterior = _posterior(method, log_density, run, seed=seed, start=start, thin=thin)
+    if reason:
+        posterior.attributes["chosen_because"] = reason
+    _check_moved(posterior)
+    return posterior
+
+
+def _check_gradients(method: Method, log_density: LogDensity) -> None:
+    if method.uses_gradient and log_density.sites_without_gradient:
+        raise ModelError(
+            f"model: its likelihood depends on {log_density.sites_without_gradient}, but has no "
+            f"gradient there (is something rounded, compared or detached?), which method "
+            f"{method.name!r} needs; use one that does not: method='pcn', or SMC(kernel='pcn')"
+        )
+
+
+def _check_moved(posterior: Posterior) -> None:
+    """Refuse chains none of which moved; what was drawn goes along with the error."""
+    stats = posterior.stats
+    if posterior.is_point_estimate or posterior.num_draws < 2:
+        return
+    axis = posterior.log_prob.ndim - 1
+    draws = [posterior.draws(name) for name in posterior.latent_sites]
+    stuck = all(bool((value == value.narrow(axis, 0, 1)).all()) for value in draws)
+    diverged = "diverging" in stats and bool(stats["diverging"].all())
+    if stuck or diverged:
+        what = "every step diverged" if diverged else "no chain moved"
+        raise SamplingError(
+            f"method {posterior.attributes['method']!r}: {what}. Start at optima (start='map') or "
+            "encodings (bayesgen.starts), warm up longer, or check the scales of the model; the "
+            "draws so far are this error's attribute posterior",
+            posterior,
+        )
 
 
 def _check_bounded(run: Run) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesgen.errors import OptionError, ResultError
+from bayesgen.errors import ResultError
 from bayesgen.inference import MAP, run_optimiser
-from bayesgen.log_density import LogDensity
+from bayesgen.inference.curvature import Unconstrained, check_normal_laws_fit, normals_at
+from bayesgen.inference.standardised import Standardised
 from bayesgen.posterior import Posterior
 from bayesgen.types import check_count
-
-# Unknowns up to which a matrix of their number squared is computed column by column.
-MOST_UNKNOWNS = 1000
 
 
 def laplace(posterior: Posterior, *, draws: int = 500, seed: int = 0) -> Posterior:
@@ -24,17 +22,7 @@ def laplace(posterior: Posterior, *, draws: int = 500, seed: int = 0) -> Posteri
         raise ResultError("laplace: this result holds draws already; expected the optima of MAP")
     check_count("draws", draws)
     check_count("seed", seed, minimum=0)
-    log_density = posterior.model
-    if log_density.num_dims > MOST_UNKNOWNS:
-        raise OptionError(
-            f"laplace: the model has {log_density.num_dims} unknowns; expected at most "
-            f"{MOST_UNKNOWNS}; sample instead"
-        )
-    if log_density.proximal:
-        raise OptionError(
-            f"laplace: the priors of {sorted(log_density.proximal)} have kinks, where no normal "
-            "law fits; sample instead"
-        )
+    check_normal_laws_fit(posterior.model, "laplace")
     rng = torch.Generator().manual_seed(seed)
     mode, arrived = _mode(posterior, rng)
     if not bool(arrived.all()):
@@ -44,14 +32,11 @@ def laplace(posterior: Posterior, *, draws: int = 500, seed: int = 0) -> Posteri
             RuntimeWarning,
             stacklevel=3,
         )
-    precision, kind = _precision(log_density, mode)
-    scale = log_density.scale if isinstance(log_density.scale, Tensor) else mode.new_ones(())
     # In prior standard deviations, where magnitudes are alike.
-    units = scale.expand(mode.shape) if scale.ndim < 2 else scale[..., 0, :].expand(mode.shape)
-    precision = precision * units.unsqueeze(-1) * units.unsqueeze(-2)
-    factor, failed = torch.linalg.cholesky_ex(precision)
-    if bool(failed.any()):
-        which = "" if mode.ndim == 1 else f" of problems {failed.nonzero()[:, 0].tolist()}"
+    log_density = Standardised(posterior.model)
+    normals, fits, kind = normals_at(log_density, mode / log_density.units(mode))
+    if not bool(fits.all()):
+        which = "" if mode.ndim == 1 else f" of problems {(~fits).nonzero()[:, 0].tolist()}"
         raise ResultError(
             f"laplace: the optimum{which} is not a strict maximum (the Hessian is not positive "
             "definite); raise max_iterations or lower the tolerance of MAP, or sample"
@@ -59,14 +44,14 @@ def laplace(posterior: Posterior, *, draws: int = 500, seed: int = 0) -> Posteri
     chains = 4
     shape = (*mode.shape[:-1], chains * draws, mode.shape[-1])
     noise = torch.randn(shape, generator=rng, dtype=mode.dtype).to(mode.device)
-    steps = torch.linalg.solve_triangular(factor.mT, noise.mT, upper=True).mT
-    v = (mode.unsqueeze(-2) + units.unsqueeze(-2) * steps).unflatten(-2, (chains, draws))
-    log_prob = log_density.value_and_grad(v)[0]
+    w = normals.spread(noise).unflatten(-2, (chains, draws))
+    v = w * log_density.units(w)
+    log_prob = posterior.model.value_and_grad(v)[0]
     return Posterior(
-        latent=log_density.constrain(v),
+        latent=posterior.model.constrain(v),
         log_prob=log_prob,
         stats={},
-        log_density=log_density,
+        log_density=posterior.model,
         attributes=_attributes(posterior, kind, seed),
     )
 
@@ -84,47 +69,9 @@ def _mode(posterior: Posterior, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     if log_density.has_jacobian:
         # The optimum is of the density of the sites themselves: a little further on.
         method = MAP(solver="lbfgs")
-        run = run_optimiser(method, _Unconstrained(log_density), v, rng)
+        run = run_optimiser(method, Unconstrained(log_density), v, rng)
         v, arrived = run.position[..., 0, :], run.stats["converged"][..., 0]
     return v[..., 0, :], arrived[..., 0]
-
-
-class _Unconstrained:
-    """A log density whose Jacobian always counts."""
-
-    def __init__(self, log_density: LogDensity) -> None:
-        self.log_density = log_density
-        self.num_dims, self.scale = log_density.num_dims, log_density.scale
-
-    def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
-        return self.log_density.value_and_grad(v)
-
-
-def _precision(log_density: LogDensity, mode: Tensor) -> tuple[Tensor, str]:
-    """Curvature ``(*problems, n, n)`` of minus the log density, and what it was computed by."""
-    least_squares = None if log_density.has_jacobian else log_density.least_squares
-    if least_squares is not None:
-        return least_squares.linearise(mode.unsqueeze(-2))[2][..., 0, :, :], "Gauss-Newton"
-
-    def one(v: Tensor, problem: int | None) -> Tensor:
-        every = mode.unsqueeze(-2)
-
-        def minus(part: Tensor) -> Tensor:
-            # The other problems stay where they are.
-            whole = (
-                part[None]
-                if problem is None
-                else every.index_put((torch.tensor(problem), torch.tensor(0)), part)
-            )
-            total: Tensor = -log_density.log_prob(whole).sum()
-            return total
-
-        hessian: Any = torch.autograd.functional.hessian(minus, v)
-        return hessian
-
-    if log_density.num_problems is None:
-        return one(mode, None), "Hessian"
-    return torch.stack([one(v, i) for i, v in enumerate(mode)]), "Hessian"
 
 
 def _attributes(posterior: Posterior, kind: str, seed: int) -> dict[str, Any]:

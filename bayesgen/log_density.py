@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from bayesgen._batching import native_batching
 from bayesgen.errors import ModelError, OptionError, ShapeError
+from bayesgen.gaussian_blocks import GaussianBlocks, find_gaussian_blocks
 from bayesgen.model_sites import (
     FixedParameters,
     Generated,
@@ -206,6 +207,24 @@ class LogDensity:
                 for value in (prior, likelihood)
             ]
         return prior.detach(), likelihood.detach(), *gradients
+
+    @cached_property
+    def sites_without_gradient(self) -> list[str]:
+        """Latent sites that the likelihood depends on, but not smoothly: its gradient is zero."""
+        v, found = self.prior_draws(4, torch.Generator().manual_seed(0)), []
+        with isolated(0):
+            value, gradient = self._split(v, *self._data)[1::2]
+        for name, site in self.sites.latent.items():
+            block = slice(site.start, site.stop)
+            if bool((gradient[..., block] != 0).any()):
+                continue
+            moved = v.clone()
+            moved[..., block] = v[..., block].roll(1, -2)
+            with isolated(0):
+                changed = self._split(moved, *self._data)[1]
+            if bool((changed != value).any()):
+                found.append(name)
+        return found
 
     @cached_property
     def improper_priors(self) -> list[str]:
@@ -428,6 +447,11 @@ class LogDensity:
     def least_squares(self) -> LeastSquares | None:
         """The residuals of the model, if all of its sites are normal; see `structure`."""
         return find_least_squares(self)
+
+    @cached_property
+    def gaussian_blocks(self) -> GaussianBlocks:
+        """Latent sites that are Gaussian given the others, by name; see `gaussian_blocks`."""
+        return find_gaussian_blocks(self)
 
     # ------------------------------------------------------------------ trust, but verify
 

@@ -22,6 +22,10 @@ EXPERIMENTS = {
     "noise-sweep": ("noise_sweep", "run"),
     "structured-covariance": ("structured", "run"),
     "flow": ("flow", "run"),
+    "soft-range": ("soft_range", "run"),
+    "multimodal": ("multimodal", "run"),
+    "starts": ("starts", "run"),
+    "weighting": ("weighting", "run"),
     "solvers": ("solvers", "run"),
 }
 

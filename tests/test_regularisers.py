@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -295,15 +296,24 @@ def test_baselines_follow_the_data_s_precision(make: Any, A: Any) -> None:
         torch.testing.assert_close(found.mode("x"), exact, rtol=0, atol=1e-6)
 
 
-def test_integrated_draws_say_that_they_are_means(linear: LinearGenerator, A: Any) -> None:
+def test_images_that_are_means_say_so(linear: LinearGenerator, A: Any) -> None:
+    """And draws of the image, which `relaxed` makes, do not."""
     y = random(*A.range_shape)
-    model = R.relaxed(linear, A, SIGMA, SCALE)
+    spectrum = bg.distributions.DataSpectrum(A, y)
+
+    def means(y: Tensor) -> None:
+        z = pyro.sample("z", linear.prior())
+        law = bg.distributions.IntegratedDeviation(linear(z), spectrum, SIGMA, SCALE)
+        pyro.sample("y", law, obs=y)
+        pyro.deterministic("x", linear(z) + law.deviation(y))
+
     options: dict[str, Any] = {"draws": 40, "warmup": 40, "progress": False}
-    assert "a deviation was integrated out" in str(bg.infer(model, y, **options).summary())
-    point = bg.infer(model, y, method="map", progress=False)
-    assert "a deviation was integrated out" not in str(point.summary())
-    kept = R.relaxed(linear, A, SIGMA, SCALE, integrated=False)
-    assert "a deviation was integrated out" not in str(bg.infer(kept, y, **options).summary())
+    told = "a deviation was integrated out"
+    assert told in str(bg.infer(means, y, **options).summary())
+    point = bg.infer(means, y, method="map", progress=False)
+    assert told not in str(point.summary())
+    drawn = R.relaxed(linear, A, SIGMA, SCALE)
+    assert told not in str(bg.infer(drawn, y, **options).summary())
 
 
 def test_starts_of_z_alone_will_do(linear: LinearGenerator, A: Any) -> None:

@@ -1,4 +1,4 @@
-"""Data of an image that deviates by white noise, integrated out without any decomposition."""
+"""Data of an image that deviates, integrated out without any decomposition."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
-from bayesgen.distributions.base import Constraints
-from bayesgen.errors import DtypeError, OptionError, ShapeError
+from bayesgen.distributions.covariance import Covariance, Isotropic
+from bayesgen.distributions.deviation import check_covariance
+from bayesgen.distributions.integrated import Integrated, require_linear
+from bayesgen.errors import OptionError
 from bayesgen.operators import Operator
 from bayesgen.types import check_positive
 
@@ -19,16 +19,16 @@ from bayesgen.types import check_positive
 MOST_STEPS = 300
 
 
-class IteratedDeviation(TorchDistribution):
-    r"""Data of an image that deviates from a given one by white noise, for images of any size.
+class IteratedDeviation(Integrated):
+    r"""Data of an image that deviates from a given one by a Gaussian image, of any size.
 
-    .. math:: y \sim N(A x_0,\; \sigma^2 I + s^2 A A^T)
+    .. math:: y \sim N(A x_0,\; \sigma^2 I + s^2 A C A^T)
 
     as `IntegratedDeviation`, but :math:`S^{-1} (y - A x_0)`, S the covariance, is found by
-    Chebyshev's iteration, which needs products with A and its adjoint only. Unlike conjugate
+    Chebyshev's iteration, which needs products with A, its adjoint and C only. Unlike conjugate
     gradients it is linear in the data, so that it can be recorded, mapped and differentiated; the
-    largest eigenvalue, :math:`\sigma^2 + s^2 |A|^2`, and the least are known. Its steps, about
-    :math:`s |A| / \sigma` times eight in single precision, follow from the accuracy.
+    largest eigenvalue, :math:`\sigma^2 + s^2 |A C A^T|`, and the least are known. Its steps, about
+    :math:`s |A C A^T|^{1/2} / \sigma` times eight in single precision, follow from the accuracy.
 
     Parameters
     ----------
@@ -38,6 +38,10 @@ class IteratedDeviation(TorchDistribution):
         A linear forward operator.
     std, scale
         :math:`\sigma` and s; numbers, for steps and the constant of the density depend on them.
+    covariance
+        C; the identity by default.
+    norm
+        :math:`|A C A^T|`, where it is known.
     validate_args
         As for all distributions.
 
@@ -47,7 +51,7 @@ class IteratedDeviation(TorchDistribution):
         If the operator is not linear, sigma or s is no positive number, or more than 300 steps
         were needed.
     ShapeError, DtypeError
-        If the image does not fit the operator, or a value not the data.
+        If image or covariance do not fit the operator, or a value not the data.
 
     Notes
     -----
@@ -65,9 +69,6 @@ class IteratedDeviation(TorchDistribution):
     tensor(-2.)
     """
 
-    arg_constraints = Constraints()
-    has_rsample = True
-
     def __init__(
         self,
         image: Tensor,
@@ -75,26 +76,22 @@ class IteratedDeviation(TorchDistribution):
         std: float,
         scale: float,
         *,
+        covariance: Covariance | None = None,
+        norm: float | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if not A.linear:
-            raise OptionError(
-                "A: is not linear, so a deviation cannot be integrated out; keep it as a site "
-                "(integrated=False)"
-            )
+        require_linear(A)
         check_positive("std", std)
         check_positive("scale", scale)
-        shape = tuple(A.domain_shape)
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise DtypeError(f"image: expected a floating-point tensor, got {kind}")
-        if tuple(image.shape[-len(shape) :]) != shape:
-            raise ShapeError(
-                f"image: has shape {tuple(image.shape)}; expected (*batch, "
-                f"{', '.join(map(str, shape))})"
-            )
-        self.image, self.A, self.std, self.scale = image, A, float(std), float(scale)
-        self.least, self.largest = std**2, std**2 + (scale * A.norm()) ** 2
+        check_positive("norm", norm, allow_none=True)
+        if covariance is not None:
+            check_covariance(covariance, A)
+        self.covariance = covariance
+        shape = torch.Size(A.domain_shape) if covariance is None else covariance.noise_shape
+        super().__init__(image, A, std, scale, shape, validate_args)
+        self._norm = data_norm(A, covariance) if norm is None else norm
+        self._levels = float(std) ** 2, float(scale) ** 2
+        self.least, self.largest = std**2, std**2 + scale**2 * self._norm
         self.num_steps = _steps(self.largest / self.least, torch.finfo(image.dtype).eps)
         if self.num_steps > MOST_STEPS:
             raise OptionError(
@@ -102,49 +99,41 @@ class IteratedDeviation(TorchDistribution):
                 f" steps an evaluation were needed (at most {MOST_STEPS}); keep the deviation as a "
                 "site (integrated=False)"
             )
-        batch = image.shape[: image.ndim - len(shape)]
-        super().__init__(batch, torch.Size(A.range_shape), validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=False)
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event_shape))
-
-    @property
-    def mean(self) -> Tensor:
-        return self.A(self.image)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> IteratedDeviation:
         image = self.image.expand(*torch.Size(batch_shape), *self.A.domain_shape)
-        return IteratedDeviation(image, self.A, self.std, self.scale, validate_args=False)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.image.shape
-        deviation = torch.randn(shape, dtype=self.image.dtype, device=self.image.device)
-        data = self.A(self.image + self.scale * deviation)
-        noise = torch.randn(data.shape, dtype=data.dtype, device=data.device)
-        return data + self.std * noise
+        std, scale = (math.sqrt(square) for square in self._levels)
+        return IteratedDeviation(
+            image,
+            self.A,
+            std,
+            scale,
+            covariance=self.covariance,
+            norm=self._norm,
+            validate_args=False,
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Without the constant."""
-        difference, solved = self._solved(value)
+        self._check_value(value)
+        difference = value - self.mean
+        solved = self._solved(difference)
         # The error is of second order in that of the solution.
         dims = tuple(range(-len(self.event_shape), 0))
         quadratic = 2 * (difference * solved).sum(dims) - (solved * self._covered(solved)).sum(dims)
         return -0.5 * quadratic
 
-    def deviation(self, value: Tensor) -> Tensor:
-        r"""Mean of u given the data, :math:`s^2 A^T S^{-1} (y - A x_0)`."""
-        return self.scale**2 * self.A.adjoint(self._solved(value)[1])
+    def coloured(self, noise: Tensor) -> Tensor:
+        return noise if self.covariance is None else self.covariance.factor(noise)
 
-    def _solved(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual, and the inverse of the covariance applied to it."""
-        if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
-            raise ShapeError(
-                f"value: has shape {tuple(value.shape)}; expected data {tuple(self.event_shape)}"
-            )
-        if value.dtype != self.image.dtype:
-            raise DtypeError(f"value: is {value.dtype}; expected {self.image.dtype}")
-        difference = value - self.mean
+    def explained(self, residual: Tensor) -> Tensor:
+        return self._levels[1] * self._correlated(self.A.adjoint(self._solved(residual)))
+
+    def deviation_log_prob(self, deviation: Tensor) -> Tensor:
+        raise NotImplementedError("IteratedDeviation: densities lack their constant")
+
+    def _solved(self, difference: Tensor) -> Tensor:
+        """The inverse of the covariance applied to data."""
         centre, radius = 0.5 * (self.largest + self.least), 0.5 * (self.largest - self.least)
         residual, direction = difference, difference / centre
         solved, ratio = torch.zeros_like(difference), radius / centre
@@ -154,11 +143,23 @@ class IteratedDeviation(TorchDistribution):
             following = 1 / (2 * centre / radius - ratio)
             direction = following * ratio * direction + 2 * following / radius * residual
             ratio = following
-        return difference, solved
+        return solved
 
     def _covered(self, data: Tensor) -> Tensor:
         """The covariance applied to data."""
-        return self.std**2 * data + self.scale**2 * self.A(self.A.adjoint(data))
+        noise, square = self._levels
+        return noise * data + square * self.A(self._correlated(self.A.adjoint(data)))
+
+    def _correlated(self, images: Tensor) -> Tensor:
+        """C applied to images."""
+        return images if self.covariance is None else self.covariance(images)
+
+
+def data_norm(A: Operator, covariance: Covariance | None = None) -> float:
+    """Return the largest eigenvalue of A C A^T."""
+    if covariance is None or isinstance(covariance, Isotropic):
+        return A.norm() ** 2 * (1.0 if covariance is None else covariance.norm())
+    return (A @ covariance @ A.T).norm()
 
 
 def _steps(condition: float, accuracy: float) -> int:

@@ -9,10 +9,14 @@ from bayesgen.errors import OptionError, unknown_option
 from bayesgen.inference.annealed_langevin import AnnealedLangevin
 from bayesgen.inference.base import Drawn, Method, Optimiser, Population, Sampler
 from bayesgen.inference.chees import ChEES
+from bayesgen.inference.dwls import DWLS, discriminator_weighted
+from bayesgen.inference.gibbs import Gibbs
 from bayesgen.inference.hmc import HMC
 from bayesgen.inference.langevin import ULA
+from bayesgen.inference.laplace_mixture import LaplaceMixture
 from bayesgen.inference.mala import MALA
 from bayesgen.inference.map import MAP
+from bayesgen.inference.neutra import NeuTra
 from bayesgen.inference.nuts import NUTS
 from bayesgen.inference.parallel_tempering import ParallelTempering
 from bayesgen.inference.pcn import PCN
@@ -26,6 +30,7 @@ from bayesgen.inference.runner import (
 )
 from bayesgen.inference.skrock import SKROCK
 from bayesgen.inference.smc import SMC
+from bayesgen.inference.variational import Variational
 
 _METHODS: tuple[type[Method], ...] = (
     MAP,
@@ -41,6 +46,11 @@ _METHODS: tuple[type[Method], ...] = (
     MYULA,
     SKROCK,
     AnnealedLangevin,
+    Gibbs,
+    DWLS,
+    NeuTra,
+    LaplaceMixture,
+    Variational,
 )
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in _METHODS}
 
@@ -68,6 +78,7 @@ def as_method(method: str | Method, argument: str = "method") -> Method:
 
 
 __all__ = [
+    "DWLS",
     "HMC",
     "MALA",
     "MAP",
@@ -82,14 +93,19 @@ __all__ = [
     "AnnealedLangevin",
     "ChEES",
     "Drawn",
+    "Gibbs",
+    "LaplaceMixture",
     "Method",
+    "NeuTra",
     "Optimiser",
     "ParallelTempering",
     "Population",
     "Run",
     "Sampler",
     "Step",
+    "Variational",
     "as_method",
+    "discriminator_weighted",
     "run_optimiser",
     "run_population",
     "run_sampler",

@@ -47,6 +47,11 @@ class Method:
     name: ClassVar[str]
     reference: ClassVar[str]
 
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether it needs the gradient of the log density."""
+        return True
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse options that do not exist, listing those that do."""
         check_options(cls.__name__, cls.__init__, kwargs)

@@ -88,6 +88,11 @@ class PCN(Sampler):
         check_target(self.target_acceptance)
         check_positive("step_size", self.step_size)
 
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether it needs the gradient of the log density: it does not."""
+        return False
+
     def init(self, log_density: Density, position: Tensor) -> HMCState:
         """First state; evaluates the density."""
         return hamiltonian_init(

@@ -169,6 +169,11 @@ class SMC(Population):
             check_target(self.target_acceptance)
         check_count("max_iterations", self.max_iterations)
 
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether particles are moved along gradients."""
+        return self.kernel == "hmc"
+
     def num_starts(self, draws: int) -> int:
         """Particles of a chain."""
         return max(self.particles, draws)

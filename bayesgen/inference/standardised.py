@@ -30,7 +30,7 @@ class Standardised:
     """
 
     def __init__(self, log_density: Density) -> None:
-        self._log_density = log_density
+        self.log_density = log_density
         self.num_dims = log_density.num_dims
         self.scale: Tensor | float = getattr(log_density, "scale", 1.0)
         self.count = 0
@@ -41,7 +41,7 @@ class Standardised:
         """Log density and its gradient, in these units; other options are the log density's."""
         self.count += 1
         units = self.units(v)
-        found = self._log_density.value_and_grad(v * units, jacobian=jacobian, **options)
+        found = self.log_density.value_and_grad(v * units, jacobian=jacobian, **options)
         return found[0], found[1] * units
 
     def units(self, v: Tensor) -> Tensor | float:
@@ -70,13 +70,13 @@ class Standardised:
         return draws / self.units(draws)
 
     def _tempered(self, name: str) -> Any:
-        if not hasattr(self._log_density, name):
+        if not hasattr(self.log_density, name):
             raise ModelError(
-                f"log density: {type(self._log_density).__name__} has no {name}(), which tempering "
+                f"log density: {type(self.log_density).__name__} has no {name}(), which tempering "
                 "from prior to posterior needs; give it one (see bayesgen.types.SplitDensity), or "
                 "use a method that does not temper, such as 'hmc'"
             )
-        return getattr(self._log_density, name)
+        return getattr(self.log_density, name)
 
     @property
     def normal_prior(self) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ class Standardised:
 
         They broadcast against points. Other coordinates have mean and precision 0.
         """
-        known = getattr(self._log_density, "normal_prior", None)
+        known = getattr(self.log_density, "normal_prior", None)
         if known is None:
             zero = torch.zeros(self.num_dims)
             return zero, zero
@@ -96,12 +96,12 @@ class Standardised:
     @property
     def takes_where(self) -> bool:
         """Whether it can leave out rows that nobody asks for."""
-        return hasattr(self._log_density, "evaluate")
+        return hasattr(self.log_density, "evaluate")
 
     @property
     def blocks(self) -> dict[str, slice]:
         """Coordinates of each latent site."""
-        sites = getattr(self._log_density, "sites", None)
+        sites = getattr(self.log_density, "sites", None)
         if sites is None:
             return {"v": slice(None)}
         return {name: slice(site.start, site.stop) for name, site in sites.latent.items()}
@@ -109,12 +109,12 @@ class Standardised:
     @property
     def is_least_squares(self) -> bool:
         """Whether `linearise` is there."""
-        return getattr(self._log_density, "least_squares", None) is not None
+        return getattr(self.log_density, "least_squares", None) is not None
 
     def linearise(self, v: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Minus the log density, its gradient and Gauss-Newton matrix, in these units."""
         self.count += 1
-        least_squares: Any = self._log_density.least_squares  # type: ignore[attr-defined]
+        least_squares: Any = self.log_density.least_squares  # type: ignore[attr-defined]
         units = self.units(v)
         value, gradient, matrix = least_squares.linearise(v * units, where)
         if isinstance(units, Tensor):
@@ -124,11 +124,11 @@ class Standardised:
     @property
     def proximal(self) -> Mapping[str, Any]:
         """Proximal maps of the sites that have one."""
-        return getattr(self._log_density, "proximal", {})
+        return getattr(self.log_density, "proximal", {})
 
     def penalty(self, v: Tensor) -> Tensor:
         """Minus the log density of the priors with a proximal map, ``(*batch,)``."""
-        sites: Any = self._log_density.sites if self.proximal else None  # type: ignore[attr-defined]
+        sites: Any = self.log_density.sites if self.proximal else None  # type: ignore[attr-defined]
         total = v.new_zeros(v.shape[:-1])
         for name in self.proximal:
             site = sites.latent[name]
@@ -155,7 +155,7 @@ class Standardised:
         units = torch.as_tensor(self.units(v), dtype=v.dtype, device=v.device)
         scales = units.expand(v.shape)
         for name, step in steps.items():
-            site: Any = self._log_density.sites.latent[name]  # type: ignore[attr-defined]
+            site: Any = self.log_density.sites.latent[name]  # type: ignore[attr-defined]
             block = slice(site.start, site.stop)
             # What the map keeps for the next time begins with all rows.
             rows: Any = ... if where is None or name not in memory else where

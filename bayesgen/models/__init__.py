@@ -9,6 +9,12 @@ from bayesgen.models import evaluation
 from bayesgen.models.autoencoder import AE, AEConfig
 from bayesgen.models.base import Generator
 from bayesgen.models.checks import GeneratorReport, check_generator
+from bayesgen.models.density_ratio import (
+    DensityRatio,
+    DensityRatioConfig,
+    fine_tune,
+    train_density_ratio,
+)
 from bayesgen.models.files import save_generator
 from bayesgen.models.flow import Flow
 from bayesgen.models.gan import GAN, WGAN, GANConfig, WGANConfig
@@ -30,6 +36,8 @@ __all__ = [
     "VAE",
     "WGAN",
     "AEConfig",
+    "DensityRatio",
+    "DensityRatioConfig",
     "Flow",
     "GANConfig",
     "Generator",
@@ -52,9 +60,11 @@ __all__ = [
     "check_generator",
     "choose_components",
     "evaluation",
+    "fine_tune",
     "fit_mixture",
     "load",
     "names",
     "save_generator",
     "train",
+    "train_density_ratio",
 ]

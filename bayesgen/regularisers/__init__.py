@@ -8,6 +8,7 @@ function                  image                     minus the log prior, up to a
 `hard`                    x = G(z)                  w |z|^2 / 2
 `flow`                    x = G(z), invertible      w |z|^2 / 2
 `relaxed`                 x = G(z) + u              w |z|^2 / 2 + |u|^2 / (2 s^2)
+`soft_range`              x = G(z) + s u            w |z|^2 / 2 + u' C^-1 u / 2 - log p(s)
 `sparse`                  x = G(z) + u              w |z|^2 / 2 + |u|_1 / s
 `sparse_tv`               x = G(z) + u              w |z|^2 / 2 + TV(u) / s
 `structured`              x = G(z) + u              w |z|^2 / 2 + u' Sigma(z)^-1 u / 2 + c log det
@@ -30,11 +31,13 @@ from __future__ import annotations
 from bayesgen.regularisers.deviation import relaxed, sparse, sparse_tv, structured
 from bayesgen.regularisers.generative import flow, hard
 from bayesgen.regularisers.plain import tikhonov, total_variation
+from bayesgen.regularisers.soft_range import soft_range
 
 __all__ = [
     "hard",
     "flow",
     "relaxed",
+    "soft_range",
     "sparse",
     "sparse_tv",
     "structured",

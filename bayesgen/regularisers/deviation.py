@@ -10,13 +10,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from bayesgen.distributions import (
-    DataSpectrum,
-    GaussianNoise,
-    IntegratedDeviation,
-    IteratedDeviation,
-)
-from bayesgen.distributions.deviation import MOST_NUMBERS
+from bayesgen.distributions import GaussianNoise
 from bayesgen.distributions.total_variation import TotalVariation
 from bayesgen.errors import DtypeError, OptionError
 from bayesgen.models.base import Generator
@@ -33,6 +27,7 @@ from bayesgen.regularisers.pieces import (
     level_of,
     zero_of,
 )
+from bayesgen.regularisers.soft_range import soft_range, white
 from bayesgen.types import check_positive
 
 
@@ -49,9 +44,9 @@ def relaxed(
 ) -> Model:
     r"""The image deviates from the range by white noise, x = G(z) + u with u ~ N(0, s^2 I).
 
-    Integrated out, the deviation leaves :math:`y | z \sim N(A G(z), \sigma^2 I + s^2 A A^T)`, and x
-    is its mean given z and y, :math:`G(z) + s^2 A^T (\sigma^2 I + s^2 A A^T)^{-1} (y - A G(z))`.
-    Only z is left to be sought, and the optimum is the same.
+    Integrated out, the deviation leaves :math:`y | z \sim N(A G(z), \sigma^2 I + s^2 A A^T)`. Only
+    z is left to be sought, and the optimum is the same; x given z and y is normal with mean
+    :math:`G(z) + s^2 A^T (\sigma^2 I + s^2 A A^T)^{-1} (y - A G(z))`.
 
     Parameters
     ----------
@@ -78,11 +73,14 @@ def relaxed(
         or too large to estimate sigma or s; or if a scale is to be estimated together with u
         itself, where the density has no maximum.
 
+    See Also
+    --------
+    bayesgen.regularisers.soft_range : the same with a covariance learned from images.
+
     Notes
     -----
-    With u integrated out, the site ``x`` is the mean of the image given z and the data. That is the
-    optimum; but draws of x lack the spread of u, and intervals are too narrow (the summary says
-    so). For intervals sample with ``integrated=False``.
+    With u integrated out, every draw of ``x`` is exact given z and the data; optimisers report its
+    mean, which is the optimum.
 
     References
     ----------
@@ -115,17 +113,16 @@ def relaxed(
             penalties,
         )
     check_generative(G, A, latent_prior, penalties)
-    check_level("sigma", sigma)
-    check_weight("latent_weight", latent_weight)
-    law_of = _integrated(G, A, sigma, scale)
-
-    def model(y: Tensor | None = None) -> None:
-        _, mean = latent_image(G, latent_weight, latent_prior, penalties)
-        law = law_of(mean, level_of("sigma", sigma, mean), level_of("scale", scale, mean))
-        data = pyro.sample("y", law, obs=y)
-        pyro.deterministic("x", mean + law.deviation(data))
-
-    return model
+    return soft_range(
+        G,
+        A,
+        sigma,
+        covariance=white(A, G),
+        scale=scale,
+        latent_weight=latent_weight,
+        latent_prior=latent_prior,
+        penalties=penalties,
+    )
 
 
 def sparse(
@@ -340,16 +337,6 @@ def _deviating(
         pyro.sample("y", GaussianNoise(A(x), level_of("sigma", sigma, x)), obs=y)
 
     return model
-
-
-def _integrated(G: Generator, A: Operator, sigma: Level, scale: Level) -> Callable[..., Any]:
-    """The law of data given G(z), sigma and s."""
-    count = min(math.prod(A.domain_shape), math.prod(A.range_shape))
-    known = all(isinstance(level, int | float) for level in (sigma, scale))
-    if A.linear and count > MOST_NUMBERS and known:
-        return lambda mean, std, s: IteratedDeviation(mean, A, std, s)
-    spectrum = DataSpectrum(A, zero_of(G))
-    return lambda mean, std, s: IntegratedDeviation(mean, spectrum, std, s)
 
 
 def _check_level_with_u(sigma: Level) -> None:

@@ -34,6 +34,9 @@ KERNELS: dict[str, Sampler] = {
 }
 # Samplers that are not one chain alone, and what shows that they are right instead.
 ELSEWHERE = {
+    "dwls": "is the sampler that it wraps, on another model (test_dwls.py)",
+    "neutra": "is the sampler that it wraps, in other coordinates (test_neutra.py)",
+    "gibbs": "needs a Pyro model (test_gibbs.py)",
     "chees": "learns from several chains; its steps are HMC's",
     "pt": "replicas at other temperatures begin at the start too (test_parallel_tempering.py)",
 }
