@@ -34,7 +34,7 @@ class ModelError(BayesgenError, ValueError):
     """A probabilistic model cannot be used for inference."""
 
 
-class SamplingError(BayesgenError):
+class SamplingError(BayesgenError, RuntimeError):
     """A sampler got nowhere.
 
     Attributes

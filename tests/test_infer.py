@@ -130,7 +130,7 @@ def test_impossible_starts_are_refused(start: object, error: type[Exception], me
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "hcm"}, "method: unknown value 'hcm'; expected one of 'map', 'mala', 'hmc'"),
+        ({"method": "hcm"}, "method: unknown value 'hcm'; expected one of 'map', 'hmc', 'nuts'"),
         ({"chains": 0}, "chains: got 0; expected an integer of at least 1"),
         ({"chains": 2.0}, "chains: got 2.0"),
         ({"draws": 0}, "draws: got 0"),

@@ -62,9 +62,9 @@ def test_a_likelihood_that_ignores_a_site_is_none_of_that() -> None:
 
 def test_chains_that_get_nowhere_are_an_error_that_keeps_them() -> None:
     with pytest.raises(SamplingError, match=r"'hmc': .*Start at optima") as caught:
-        infer(smooth, method=HMC(step_size=1e4), draws=5, warmup=0)
+        infer(smooth, method=HMC(step_size=1e4), draws=30, warmup=0)
     assert isinstance(caught.value.posterior, bg.Posterior)
-    assert caught.value.posterior.draws("z").shape == (4, 5, 2)
+    assert caught.value.posterior.draws("z").shape == (4, 30, 2)
 
 
 def test_an_improper_posterior_drifts_and_the_summary_says_so() -> None:

@@ -20,7 +20,7 @@ Give it to `bayesgen.regularisers.soft_range`.
 from __future__ import annotations
 
 from bayesgen.covariances.residuals import Structured, residual_covariance
-from bayesgen.covariances.storage import load_covariance, save_covariance
+from bayesgen.covariances.storage import load_covariance, names, save_covariance
 from bayesgen.distributions.covariance import Covariance, Diagonal, Isotropic
 from bayesgen.distributions.dense_covariance import Dense, LowRank
 from bayesgen.distributions.stationary import Stationary
@@ -36,4 +36,5 @@ __all__ = [
     "residual_covariance",
     "save_covariance",
     "load_covariance",
+    "names",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bayesgen.distributions.base import Noise
 from bayesgen.distributions.deviation import DataSpectrum, IntegratedDeviation
 from bayesgen.distributions.gaussian import GaussianNoise
+from bayesgen.distributions.integrated import Deviation, ImageGivenData
 from bayesgen.distributions.iterated_deviation import IteratedDeviation
 from bayesgen.distributions.noise import (
     LaplaceNoise,
@@ -14,6 +15,7 @@ from bayesgen.distributions.noise import (
     StudentTNoise,
 )
 from bayesgen.distributions.structured import StructuredNormal
+from bayesgen.distributions.structured_deviation import StructuredDeviation
 from bayesgen.distributions.total_variation import TotalVariation
 
 __all__ = [
@@ -25,8 +27,11 @@ __all__ = [
     "PoissonGaussianNoise",
     "RicianNoise",
     "DataSpectrum",
+    "Deviation",
+    "ImageGivenData",
     "IntegratedDeviation",
     "IteratedDeviation",
+    "StructuredDeviation",
     "StructuredNormal",
     "TotalVariation",
 ]

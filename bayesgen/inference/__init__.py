@@ -7,6 +7,7 @@ if __name__ != "bayesgen.inference":
 
 from bayesgen.errors import OptionError, unknown_option
 from bayesgen.inference.annealed_langevin import AnnealedLangevin
+from bayesgen.inference.automatic import choose_method
 from bayesgen.inference.base import Drawn, Method, Optimiser, Population, Sampler
 from bayesgen.inference.chees import ChEES
 from bayesgen.inference.dwls import DWLS, discriminator_weighted
@@ -105,6 +106,7 @@ __all__ = [
     "Step",
     "Variational",
     "as_method",
+    "choose_method",
     "discriminator_weighted",
     "run_optimiser",
     "run_population",

@@ -26,7 +26,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from bayesgen import distributions
 from bayesgen.distributions import (
     DataSpectrum,
+    Deviation,
     GaussianNoise,
+    ImageGivenData,
     IntegratedDeviation,
     IteratedDeviation,
     LaplaceNoise,
@@ -34,6 +36,7 @@ from bayesgen.distributions import (
     PoissonGaussianNoise,
     PoissonNoise,
     RicianNoise,
+    StructuredDeviation,
     StructuredNormal,
     StudentTNoise,
     TotalVariation,
@@ -250,7 +253,16 @@ def uniformity(draws: Tensor, case: Case) -> float:
 def test_every_exported_class_is_in_the_table() -> None:
     exported = [getattr(distributions, name) for name in distributions.__all__]
     # These have files of their own.
-    elsewhere = {Noise, TotalVariation, IntegratedDeviation, IteratedDeviation, DataSpectrum}
+    elsewhere = {
+        Noise,
+        TotalVariation,
+        Deviation,
+        ImageGivenData,
+        IntegratedDeviation,
+        IteratedDeviation,
+        StructuredDeviation,
+        DataSpectrum,
+    }
     classes = {item for item in exported if inspect.isclass(item)} - elsewhere
     assert classes == {type(case.noise()) for case in DISTRIBUTIONS.values()}
     assert all(issubclass(item, dist.TorchDistribution) for item in classes)

@@ -17,7 +17,9 @@ from bayesgen import distributions
 from bayesgen.diagnostics import data_misfit
 from bayesgen.distributions import (
     DataSpectrum,
+    Deviation,
     GaussianNoise,
+    ImageGivenData,
     IntegratedDeviation,
     IteratedDeviation,
     LaplaceNoise,
@@ -25,6 +27,7 @@ from bayesgen.distributions import (
     PoissonGaussianNoise,
     PoissonNoise,
     RicianNoise,
+    StructuredDeviation,
     StructuredNormal,
     StudentTNoise,
     TotalVariation,
@@ -106,7 +109,15 @@ def test_every_class_is_tried() -> None:
     one = torch.ones(2, 3, dtype=float64)
     tried = {type(make(one, one[0, 0])) for make in LIKELIHOODS.values()}
     # Of fixed widths only.
-    others = {Noise, TotalVariation, DataSpectrum, IteratedDeviation}
+    others = {
+        Noise,
+        TotalVariation,
+        DataSpectrum,
+        Deviation,
+        ImageGivenData,
+        IteratedDeviation,
+        StructuredDeviation,
+    }
     assert {item for item in exported if inspect.isclass(item)} - others == tried
 
 

@@ -23,8 +23,9 @@ def test_methods_are_frozen_dataclasses_with_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_unknown_settings_are_refused(name: str) -> None:
+    known = METHODS[name].__name__
     with pytest.raises(
-        UnknownOptionError, match=f"{name.upper()}: unknown option 'no_such'; expected one of"
+        UnknownOptionError, match=f"{known}: unknown option 'no_such'; expected one of"
     ):
         METHODS[name](no_such=1)
 

@@ -59,7 +59,7 @@ ALL: dict[str, Method] = {
     "dwls": DWLS(),
     "neutra": NeuTra(guide="multivariate", steps=30),
     "laplace-mixture": LaplaceMixture(restarts=2),
-    "svi": Variational(guide="normal", max_iterations=30),
+    "svi": Variational(guide="normal", learning_rate=0.2, tolerance=5.0),
 }
 # Methods that need a Pyro model, which this density is not; tests of their own run them.
 ON_MODELS = {"gibbs"}
