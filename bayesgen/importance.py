@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import DataError, DtypeError, OptionError, ResultError, ShapeError
-from bayesgen.inference.dwls import as_discriminator
+from bayesgen.inference.dwls import as_discriminator, refuse_probabilities, trial_images
 from bayesgen.inference.pareto import pareto_smoothed
 from bayesgen.models.base import Generator
+from bayesgen.models.density_ratio import DensityRatio
 from bayesgen.models.settings import check_seed
 from bayesgen.posterior import Posterior
 from bayesgen.types import strict_options
@@ -41,6 +42,7 @@ def reweight(
     log_weight: Callable[[Tensor], Tensor] | Generator,
     *,
     site: str = "x",
+    are_logits: bool = False,
     seed: int = 0,
 ) -> Posterior:
     r"""Resample draws with Pareto-smoothed importance weights :math:`e^{\ell(x)}`.
@@ -55,6 +57,9 @@ def reweight(
         discriminator. Minus infinity takes a draw out.
     site
         Of which site the weight is a function: latent, or computed from latent ones.
+    are_logits
+        What to do about a function whose values on noise and on flat images, too, all lie between 0
+        and 1. By default it is refused, because they are most likely probabilities.
     seed
         Of the resampling. The global random state is neither read nor changed.
 
@@ -108,7 +113,15 @@ def reweight(
     """
     check_seed(seed)
     _check(posterior, site)
-    raw = _log_weights(posterior, as_discriminator(log_weight, "log_weight"), site)
+    judge = as_discriminator(log_weight, "log_weight")
+    raw = _log_weights(posterior, judge, site)
+    shape = posterior.site_shape(site)
+    # Of numbers that are no images there is no telling what else they could have been.
+    if len(shape) >= 2 and not isinstance(log_weight, Generator | DensityRatio):
+        x = posterior.draw(site, 0).reshape(-1, *shape)[0]
+        with torch.no_grad():
+            tried = judge(trial_images(x))
+        refuse_probabilities(tried, are_logits=are_logits, argument="log_weight")
     _refuse_hopeless(raw)
     smoothed, k = pareto_smoothed(raw)
     # Smoothing shares out the weight of the largest, whether or not there is reason to.

@@ -179,7 +179,19 @@ def _check_moved(posterior: Posterior) -> None:
         return
     axis = posterior.log_prob.ndim - 1
     draws = [posterior.draws(name) for name in posterior.latent_sites]
-    stuck = all(bool((value == value.narrow(axis, 0, 1)).all()) for value in draws)
+    still = [
+        (value == value.narrow(axis, 0, 1)).reshape(*posterior.log_prob.shape, -1).all(-1)
+        for value in draws
+    ]
+    of_chains = torch.stack(still).all(0).all(-1)
+    stuck = bool(of_chains.all())
+    lost = of_chains.all(-1)
+    if lost.ndim and bool(lost.any()) and not stuck:
+        warnings.warn(
+            f"no chain moved in problems {lost.nonzero().flatten().tolist()}: start them elsewhere",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     diverged = "diverging" in stats and bool(stats["diverging"].all())
     if stuck or diverged:
         what = "every step diverged" if diverged else "no chain moved"

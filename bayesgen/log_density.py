@@ -36,6 +36,7 @@ from bayesgen.model_sites import (
     draw_or_zero,
     isolated,
     log_prob_of_sites,
+    prior_and_likelihood,
     read_model,
 )
 from bayesgen.proximal import ProximalMap
@@ -175,8 +176,9 @@ class LogDensity:
         Returns
         -------
         Split
-            The prior is that of the latent sites in the unconstrained space; the likelihood is
-            that of the observed sites, ``pyro.factor`` statements among them.
+            The prior is the law of the latent sites, in the unconstrained space; the likelihood is
+            everything else: observed sites, ``pyro.factor`` statements, and what a weight (a scale
+            or mask) adds to a prior.
 
         Raises
         ------
@@ -191,10 +193,7 @@ class LogDensity:
 
     def _split(self, rows: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         def parts(trace: poutine.Trace) -> tuple[Tensor, Tensor]:
-            terms = list(log_prob_of_sites(trace))
-            prior = [term for name, term in terms if name in self.sites.latent]
-            likelihood = [term for name, term in terms if name not in self.sites.latent]
-            return functools.reduce(torch.add, prior), functools.reduce(torch.add, likelihood)
+            return prior_and_likelihood(trace, self.sites.latent)
 
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()

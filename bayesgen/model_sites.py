@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import linecache
 import math
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -290,6 +291,30 @@ def log_prob_of_sites(trace: poutine.Trace) -> Iterator[tuple[str, Tensor]]:
             continue
         log_prob = site["fn"].log_prob(site["value"])
         yield name, _scaled(log_prob, site).sum()
+
+
+def prior_and_likelihood(trace: poutine.Trace, latent: Container[str]) -> tuple[Tensor, Tensor]:
+    """Log prior of the ``latent`` sites, each counted once, and everything else of ``trace``.
+
+    A prior that a scale or a mask counts differently is not what draws from it follow: the
+    difference is part of the likelihood.
+    """
+    prior, rest = [], []
+    for name, site in _sample_nodes(trace):
+        if site["infer"].get("_deterministic") or _is_generated(site):
+            continue
+        log_prob = site["fn"].log_prob(site["value"])
+        counted = _scaled(log_prob, site).sum()
+        if name in latent:
+            once = log_prob.sum()
+            prior.append(once)
+            if site["mask"] is not None or not (
+                isinstance(site["scale"], float) and site["scale"] == 1.0
+            ):
+                rest.append(counted - once)
+        else:
+            rest.append(counted)
+    return functools.reduce(torch.add, prior), functools.reduce(torch.add, rest)
 
 
 def normalised_residuals(trace: poutine.Trace) -> Tensor | None:

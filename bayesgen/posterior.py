@@ -128,17 +128,28 @@ class Posterior:
     def log_evidence(self) -> Tensor:
         """Logarithm of the probability density of the data, ``(*problems, chains)``.
 
-        One estimate a chain: their spread says how good they are.
+        One estimate a chain: their spread says how good they are. Factors count as likelihood,
+        and so does what a weight adds to a prior: they are not normalised.
 
         Raises
         ------
         ResultError
-            If the method does not estimate it.
+            If the method does not estimate it, or the density of the data is known up to a
+            constant only.
         """
         if "log_evidence" not in self.stats:
             raise ResultError(
                 f"log_evidence: {self.attributes.get('method')} does not estimate it; infer with a "
                 "method that tempers, such as method='smc'"
+            )
+        from bayesgen.diagnostics import likelihoods
+
+        laws = [law for law, _ in likelihoods(self)] if self.has_model else []
+        if not all(getattr(law, "is_normalised", True) for law in laws):
+            raise ResultError(
+                "log_evidence: the density of the data is known up to a constant only, which "
+                "depends on the operator, sigma and the scale; integrate the deviation out by its "
+                "spectrum (smaller images or data), or compare models by validation"
             )
         return self.stats["log_evidence"][..., -1]
 

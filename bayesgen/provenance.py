@@ -32,6 +32,7 @@ def provenance(
         "settings": repr(method),
         "reference": method.reference,
         "exact": bool(getattr(method, "exact", False)),
+        "caveat": method.caveat,
         "start": start,
         "seed": seed,
         "thin": thin,

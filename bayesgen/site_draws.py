@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -163,9 +164,8 @@ class SiteDraws:
         problems = [self._problem] if self.num_problems is None else range(self.num_problems)
         numbers = index.expand(len(problems), -1).tolist()
         sizes = [shape.numel() for shape in generated.values()]
-        rng = torch.Generator()
         rows = [
-            torch.randn(sum(sizes), generator=rng.manual_seed(_mixed(self._seed, problem, draw)))
+            torch.from_numpy(_stream(self._seed, problem, draw).standard_normal(sum(sizes)))
             for problem, row in zip(problems, numbers, strict=True)
             for draw in row
         ]
@@ -178,9 +178,9 @@ class SiteDraws:
         }
 
 
-def _mixed(seed: int, problem: int, draw: int) -> int:
-    """A seed for one draw of one problem."""
-    return hash((seed, problem, draw)) % 2**63
+def _stream(seed: int, problem: int, draw: int) -> np.random.Generator:
+    """Random numbers of one draw of one problem, which overlap with no other's."""
+    return np.random.Generator(np.random.Philox(key=[seed, problem], counter=[0, 0, draw, 0]))
 
 
 def values_of(sites: Sequence[str]) -> Extract:

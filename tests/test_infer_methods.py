@@ -94,3 +94,40 @@ def test_evidence_is_there_or_says_who_has_it() -> None:
 def test_unknown_methods_are_answered_with_a_list() -> None:
     with pytest.raises(OptionError, match="'smc'"):
         infer(smooth, method="smcc")
+
+
+def test_auto_walks_where_there_is_no_gradient() -> None:
+    posterior = infer(rounded, method="auto", draws=20)
+    assert "kernel='pcn'" in posterior.attributes["settings"]
+    assert infer(rounded, method="auto", draws=20, warmup=20).attributes["method"] == "pcn"
+
+
+def test_a_problem_whose_chains_are_stuck_is_named() -> None:
+    # The second problem's likelihood is so sharp that no proposal of this size is taken.
+    def sharp(y: Tensor, scale: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, scale).to_event(1), obs=y)
+
+    data = torch.zeros(2, 2), torch.tensor([1.0, 1e-6])
+    with pytest.warns(RuntimeWarning, match=r"no chain moved in problems \[1\]"):
+        bg.infer(
+            sharp,
+            *data,
+            method=HMC(step_size=0.5),
+            batched=True,
+            draws=30,
+            warmup=0,
+            start={"z": torch.zeros(2)},
+            progress=False,
+        )
+
+
+def test_weights_that_are_probabilities_are_refused() -> None:
+    def image(y: Tensor) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(3, 3), 1.0).to_event(2))
+        pyro.sample("y", dist.Normal(x[0, :2], 1.0).to_event(1), obs=y)
+
+    posterior = infer(image, draws=50, warmup=50)
+    with pytest.raises(OptionError, match="log_weight: all of its values.*as probabilities do"):
+        bg.importance.reweight(posterior, lambda x: torch.sigmoid(x.sum((1, 2))))
+    bg.importance.reweight(posterior, lambda x: 0.1 * x.sum((1, 2)))

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bayesgen import infer
 from bayesgen.errors import ModelError
-from bayesgen.inference.checks import GaussianTarget
+from bayesgen.inference import SMC, ParallelTempering
+from bayesgen.inference.checks import GaussianTarget, moment_report
 from bayesgen.inference.standardised import Standardised
 from bayesgen.log_density import LogDensity
 
@@ -110,3 +112,45 @@ def test_the_gaussian_target_splits() -> None:
     weights = parts.likelihood.exp()
     error = float(weights.std() / len(v) ** 0.5 / weights.mean())
     assert error < 0.05 and abs(float(weights.mean().log()) - target.log_evidence) < 5 * error
+
+
+@pytest.mark.parametrize("weight", [0.1, 9.0])
+def test_weights_of_priors_belong_to_the_likelihood(weight: float) -> None:
+    """Draws from the prior follow the law that tempering begins at, whatever the prior counts."""
+
+    def weighted(y: Tensor) -> None:
+        with pyro.poutine.scale(scale=weight):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=float64), 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    y, v = torch.tensor(2.0, dtype=float64), torch.linspace(-2, 2, 5, dtype=float64)[:, None]
+    log_density = LogDensity(weighted, y)
+    parts, (value, _) = log_density.split(v), log_density.value_and_grad(v)
+    torch.testing.assert_close(parts.prior, dist.Normal(0.0, 1.0).log_prob(v[:, 0]))
+    torch.testing.assert_close(parts.prior + parts.likelihood, value)
+
+
+@pytest.mark.parametrize("method", ["smc", "pt"])
+def test_tempering_with_a_weighted_prior(method: str) -> None:
+    """The posterior of a prior that counts nine times is N(0.2, 0.1)."""
+
+    def weighted(y: Tensor) -> None:
+        with pyro.poutine.scale(scale=9.0):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=float64), 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    weak = {
+        "smc": SMC(particles=512, moves=1, max_moves=1, leapfrog=1),
+        "pt": ParallelTempering(replicas=4),
+    }
+    posterior = infer(
+        weighted,
+        torch.tensor(2.0, dtype=float64),
+        method=weak[method],
+        chains=32,
+        draws=512,
+        progress=False,
+    )
+    draws = posterior.draws("z")[..., None]
+    truth = torch.tensor([0.2], dtype=float64), torch.tensor([[0.1]], dtype=float64)
+    moment_report(method, draws, *truth).raise_if_failed()

@@ -113,6 +113,17 @@ class DataSpectrum:
             return self.A.adjoint(data)
         return (coefficients @ self._images.T).reshape(*lead, *self.A.domain_shape)
 
+    def unexplained(self, y: Tensor) -> Tensor:
+        """What is left of data in directions that no image has, ``(*batch, numbers)``."""
+        flat = flattened(y, len(self.A.range_shape))
+        if self.by_data:
+            return torch.zeros_like(flat)
+        # The difference itself, for that of the squares would be lost in rounding.
+        images = (self.of_data(y) @ self._duals.T).reshape(
+            *y.shape[: y.ndim - len(self.A.range_shape)], *self.A.domain_shape
+        )
+        return flat - flattened(self.A(images), len(self.A.range_shape))
+
     def data_variance(self) -> Tensor:
         """Diagonal of :math:`A C A^T`, ``range_shape``."""
         if self.by_data:
@@ -206,11 +217,7 @@ class IntegratedDeviation(Integrated):
         """
         data = self.spectrum.of_data(value)
         seen = (data - self.spectrum.of_image(self.image)) / self._variances().sqrt()
-        # It depends on the data alone, so that what differences lose does not matter for z.
-        flat = flattened(value, len(self.event_shape))
-        rest = (flat.square().sum(-1) - data.square().sum(-1)).clamp(min=0.0)
-        if len(self.spectrum.squares) == math.prod(self.event_shape):
-            rest = torch.zeros_like(rest)
+        rest = self.spectrum.unexplained(value).square().sum(-1)
         unseen = (rest.sqrt() / self.std).expand(seen.shape[:-1])
         return torch.cat([seen, unseen.unsqueeze(-1)], -1)
 

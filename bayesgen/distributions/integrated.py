@@ -55,6 +55,8 @@ class Integrated(TorchDistribution):
 
     arg_constraints = Constraints(std=constraints.positive, scale=constraints.positive)
     has_rsample = True
+    # Whether log_prob is known with its constant.
+    is_normalised = True
 
     def __init__(
         self,

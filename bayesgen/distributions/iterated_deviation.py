@@ -69,6 +69,8 @@ class IteratedDeviation(Integrated):
     tensor(-2.)
     """
 
+    is_normalised = False
+
     def __init__(
         self,
         image: Tensor,

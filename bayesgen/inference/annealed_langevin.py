@@ -83,6 +83,7 @@ class AnnealedLangevin(Sampler):
     name = "annealed-langevin"
     reference = "Song and Ermon (2019), Generative modeling by estimating gradients"
     exact: ClassVar[bool] = False
+    caveat: ClassVar[str] = "a heuristic for finding modes, and unadjusted: its draws are biased"
 
     levels: int = 20
     first: float = 1e-3

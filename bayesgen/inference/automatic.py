@@ -8,6 +8,7 @@ from bayesgen.inference.base import Method
 from bayesgen.inference.gibbs import Gibbs, blocks_of
 from bayesgen.inference.hmc import HMC
 from bayesgen.inference.nuts import NUTS
+from bayesgen.inference.pcn import PCN
 from bayesgen.inference.proximal_langevin import PMALA
 from bayesgen.inference.skrock import SKROCK
 from bayesgen.inference.smc import SMC
@@ -24,6 +25,7 @@ _MOST = 0.5
 def choose_method(log_density: LogDensity, *, temper: bool = True) -> tuple[Method, str]:
     """The method that suits a model, with its default settings, and why.
 
+    - A likelihood without a gradient: `SMC` or `PCN`, by walks that need none.
     - All sites Gaussian given the data, most of many unknowns Gaussian given the others, or a
       Laplace prior whose site enters linearly: `Gibbs`, which draws those exactly.
     - Other priors with kinks: `PMALA` up to 256 unknowns; beyond, `SKROCK`, which is biased.
@@ -54,7 +56,22 @@ def choose_method(log_density: LogDensity, *, temper: bool = True) -> tuple[Meth
     ('smc', 'z (8 unknowns) has a smooth density and a proper prior, and is small enough to temper \
 from the prior, which finds several modes')
     """
-    return _gaussian(log_density) or _with_kinks(log_density) or _smooth(log_density, temper)
+    return (
+        _without_gradient(log_density, temper)
+        or _gaussian(log_density)
+        or _with_kinks(log_density)
+        or _smooth(log_density, temper)
+    )
+
+
+def _without_gradient(log_density: LogDensity, temper: bool) -> tuple[Method, str] | None:
+    flat = log_density.sites_without_gradient
+    if not flat:
+        return None
+    why = f"the likelihood has no gradient with respect to {_named(log_density, flat)}"
+    if temper and not log_density.improper_priors and log_density.vectorised:
+        return SMC(kernel="pcn"), f"{why}, and particles can walk without one"
+    return PCN(), f"{why}, and the chain walks without one"
 
 
 def _gaussian(log_density: LogDensity) -> tuple[Method, str] | None:

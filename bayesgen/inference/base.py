@@ -46,6 +46,8 @@ class Method:
 
     name: ClassVar[str]
     reference: ClassVar[str]
+    # What a method that is not exact does to its draws, for the summary.
+    caveat: ClassVar[str] = "unadjusted: its draws are biased"
 
     @property
     def uses_gradient(self) -> bool:

@@ -126,6 +126,11 @@ class DWLS(Sampler):
         """Whether the sampler's chains have the weighted posterior as stationary distribution."""
         return self.sampler.exact
 
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the sampler does."""
+        return self.sampler.uses_gradient
+
     def extend(self, model: Model) -> Model:
         """The model with the factor."""
         if self.discriminator is None:
@@ -269,7 +274,7 @@ def try_discriminator(judge: Discriminator, x: Tensor, *, are_logits: bool = Fal
     OptionError
         If all are between 0 and 1, as probabilities are, unless ``are_logits``.
     """
-    images = _trial_images(x.detach()).requires_grad_()
+    images = trial_images(x.detach()).requires_grad_()
     values = judge(images)
     if not isinstance(values, Tensor) or values.shape != images.shape[:1]:
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -288,16 +293,30 @@ def try_discriminator(judge: Discriminator, x: Tensor, *, are_logits: bool = Fal
             "discriminator: its values have no gradient with respect to the image; look for "
             "torch.no_grad(), detach() or NumPy in it"
         )
+    refuse_probabilities(values, are_logits=are_logits)
+
+
+def refuse_probabilities(
+    values: Tensor, *, are_logits: bool, argument: str = "discriminator"
+) -> None:
+    """Refuse values on very different images, all of which lie between 0 and 1.
+
+    Raises
+    ------
+    OptionError
+        If they do, unless ``are_logits``.
+    """
     low, high = values.detach().min().item(), values.detach().max().item()
-    if 0 <= low < high <= 1 and not are_logits:
+    # A sigmoid may be saturated, and its values all alike; zeros alone are odds of one to one.
+    if low >= 0 and 0 < high <= 1 and not are_logits:
         raise OptionError(
-            f"discriminator: all of its values, on noise and flat images too, lie between "
+            f"{argument}: all of its values, on noise and flat images too, lie between "
             f"{low:.3g} and {high:.3g}, as probabilities do; expected log odds. Leave out its last "
             "sigmoid, or take torch.logit of it. If these are log odds, set are_logits=True"
         )
 
 
-def _trial_images(x: Tensor) -> Tensor:
+def trial_images(x: Tensor) -> Tensor:
     """``(num, *x.shape)``: images unlike each other, none of intensities that x does not have."""
     rng = torch.Generator().manual_seed(0)
     low, high = x.min(), x.max()

@@ -21,6 +21,8 @@ from bayesgen.inference.gaussian_draws import (
     laplace_variances,
 )
 from bayesgen.inference.hmc import HMC
+from bayesgen.inference.mala import MALA
+from bayesgen.inference.nuts import NUTS
 from bayesgen.inference.standardised import Standardised
 from bayesgen.log_density import LogDensity
 from bayesgen.types import Density, check_count
@@ -130,8 +132,11 @@ class Gibbs(Sampler):
     max_solver_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, Sampler) or isinstance(self.sampler, Gibbs):
-            raise OptionError(f"sampler: got {self.sampler!r}; expected a sampler such as HMC()")
+        if not isinstance(self.sampler, HMC | NUTS | MALA):
+            raise OptionError(
+                f"sampler: got {self.sampler!r}; expected HMC(), NUTS() or MALA(), which follow "
+                "the blocks by their gradient and are exact"
+            )
         if self.collapsed is not None and not isinstance(self.collapsed, bool):
             raise OptionError(f"collapsed: got {self.collapsed!r}; expected True, False or None")
         check_count("max_solver_steps", self.max_solver_steps)
@@ -159,11 +164,6 @@ class Gibbs(Sampler):
             system = BlockSystem.of(block, variances, self.max_solver_steps)
             rest = Integrated(density, blocks, position, system)
         inner = self.sampler.init(rest, position[..., blocks.rest])
-        if not hasattr(inner, "gradient"):
-            raise OptionError(
-                f"sampler: got {self.sampler!r}, whose state holds no gradient that could follow "
-                "the blocks; expected HMC() or MALA()"
-            )
         return GibbsState(position, log_prob, inner, None)
 
     def step(

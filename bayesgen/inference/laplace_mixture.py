@@ -15,6 +15,7 @@ from bayesgen.inference.curvature import Normals, Unconstrained, check_normal_la
 from bayesgen.inference.map import MAP
 from bayesgen.inference.pareto import log_volume, pareto_smoothed
 from bayesgen.inference.solvers import SolverState
+from bayesgen.inference.tempering import systematic
 from bayesgen.types import Density, check_count, check_positive
 
 # Optima are one if their log densities and their places, in standard deviations of the normal law
@@ -85,6 +86,7 @@ class LaplaceMixture(Population):
     name: ClassVar[str] = "laplace-mixture"
     reference: ClassVar[str] = "Gelman et al. (2013), Bayesian Data Analysis, section 13.3"
     exact: ClassVar[bool] = False
+    caveat: ClassVar[str] = "an approximation by normal laws at optima"
 
     restarts: int = 16
     oversampling: int = 5
@@ -148,10 +150,12 @@ class LaplaceMixture(Population):
         log_prob, log_ratio = (torch.cat([r[i] for r in rounds], -1) for i in (1, 2))
         log_ratio = log_ratio + log_volume(log_density, position)
         smoothed, pareto_k = pareto_smoothed(log_ratio)
-        chosen = _multinomial(smoothed, draws, rng)
+        # Sorted, so that copies of one proposal follow each other and count as one.
+        chosen = systematic(smoothed.double(), rng, draws)
         log_evidence = log_ratio.logsumexp(-1) - math.log(log_ratio.shape[-1])
         facts = {
             "pareto_k": pareto_k,
+            "importance_ess": 1.0 / smoothed.softmax(-1).square().sum(-1),
             "log_evidence": log_evidence,
             "num_modes": torch.isfinite(log_weights).sum(-1).to(log_prob),
         }

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from bayesgen.errors import OptionError
 from bayesgen.inference.base import Sampler
+from bayesgen.inference.chees import ChEES
 from bayesgen.inference.guides import Guide, Guides, Parameters, check_guide
 from bayesgen.inference.hmc import HMC
+from bayesgen.inference.mala import MALA
+from bayesgen.inference.nuts import NUTS
 from bayesgen.inference.variational import Variational
 from bayesgen.model_sites import isolated
 from bayesgen.recording import record
@@ -164,9 +167,10 @@ class NeuTra(Sampler):
     def __post_init__(self) -> None:
         check_guide(self.guide, ("iaf", "multivariate"))
         check_count("steps", self.steps)
-        if not isinstance(self.sampler, Sampler) or not self.sampler.exact:
+        if not isinstance(self.sampler, HMC | NUTS | MALA | ChEES):
             raise OptionError(
-                f"sampler: got {self.sampler!r}; expected a sampler that is exact, such as HMC()"
+                f"sampler: got {self.sampler!r}; expected HMC(), NUTS(), ChEES() or MALA(), which "
+                "are exact and know nothing of the prior"
             )
 
     def init(self, log_density: Density, position: Tensor) -> NeuTraState:

@@ -163,6 +163,7 @@ class Variational(Population):
     name: ClassVar[str] = "svi"
     reference: ClassVar[str] = "Kucukelbir et al. (2017), Automatic differentiation VI"
     exact: ClassVar[bool] = False
+    caveat: ClassVar[str] = "an approximation by the nearest law of a family"
 
     guide: Guide = "auto"
     max_iterations: int = 5000

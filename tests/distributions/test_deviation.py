@@ -151,3 +151,23 @@ def test_directions_hardly_seen_count_in_double_precision() -> None:
         law.log_prob(y[:, 1:])
     with pytest.raises(DtypeError, match="value: is torch.float32; expected torch.float64"):
         law.log_prob(y.float())
+
+
+def test_what_images_do_not_explain_survives_single_precision() -> None:
+    """With more data than pixels the rest tells sigma, however small it is beside the data."""
+    rng = torch.Generator().manual_seed(0)
+    matrix = torch.randn(64, 16, generator=rng, dtype=torch.float64)
+    A = Matrix(matrix, domain_shape=(4, 4))
+    y = A(10.0 + torch.zeros(4, 4, dtype=torch.float64))
+    y = y + 1e-3 * torch.randn(64, generator=rng, dtype=torch.float64)
+    values = []
+    for dtype in (torch.float32, torch.float64):
+        spectrum = DataSpectrum(
+            Matrix(matrix.to(dtype), domain_shape=(4, 4)), torch.zeros((), dtype=dtype)
+        )
+        image = torch.full((4, 4), 10.0, dtype=dtype)
+        levels = torch.tensor([0.5e-3, 1e-3, 2e-3], dtype=dtype)
+        law = IntegratedDeviation(image, spectrum, std=levels, scale=1.0)
+        found = law.log_prob(y.to(dtype)).double()
+        values.append(found - found[1])
+    assert float((values[0] - values[1]).abs().max()) < 3.0 and float(values[1][0]) < -20

@@ -17,7 +17,7 @@ from bayesgen import infer
 from bayesgen.distributions import StructuredNormal
 from bayesgen.errors import ModelError, OptionError
 from bayesgen.gaussian_blocks import cholesky_factor
-from bayesgen.inference import HMC, MALA, NUTS, Sampler, gaussian_draws, gibbs, run_sampler
+from bayesgen.inference import HMC, MALA, METHODS, NUTS, Sampler, gaussian_draws, gibbs, run_sampler
 from bayesgen.inference.checks import GaussianTarget, MethodReport, check_method, moment_report
 from bayesgen.inference.conditional import Integrated
 from bayesgen.inference.gaussian_draws import BlockSystem, laplace_variances
@@ -426,10 +426,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
         Gibbs(**settings)
 
 
-def test_samplers_without_a_gradient_are_refused() -> None:
-    class Walk(HMC):
-        def init(self, log_density: Any, position: Tensor) -> Any:
-            return stats  # anything without one
-
-    with pytest.raises(OptionError, match="state holds no gradient"):
-        draws_of(Gibbs(sampler=Walk()), nonlinear, random(3), chains=2)
+@pytest.mark.parametrize("name", ["pcn", "myula", "pt", "gibbs"])
+def test_samplers_that_cannot_follow_the_blocks_are_refused(name: str) -> None:
+    with pytest.raises(OptionError, match="expected HMC\\(\\), NUTS\\(\\) or MALA"):
+        Gibbs(sampler=METHODS[name]())  # type: ignore[arg-type]
