@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from report import table, write
+from matplotlib.figure import Figure
+from report import RESULTS, table, write
 from torch import Tensor
 
 import bayesgen as bg
@@ -203,3 +204,32 @@ def tell(results: dict[str, Figures]) -> None:
     text = " ".join((__doc__ or "").split("\n\n")[2].split())
     title = "Posteriors of compressed sensing, soft range against hard range"
     write("soft_range", title, text + "\n\n" + table(header, rows), {"results": results})
+    draw(results)
+
+
+def draw(results: dict[str, Figures]) -> None:
+    """Error of the means, and coverage, against the number of measurements."""
+    names = list(dict.fromkeys(key.split(", ", 1)[1] for key in results))
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    quality, ball, pixels = figure.subplots(1, 3)
+    for number, name in enumerate(names):
+        found = {m: results[f"{m}, {name}"] for m in ROWS if f"{m}, {name}" in results}
+        style: dict[str, Any] = {"marker": ".", "color": f"C{number}", "label": name}
+        if name == "control":
+            style |= {"ls": ":", "color": "k"}
+        else:
+            quality.plot(list(found), [f["psnr"] for f in found.values()], **style)
+        if all("ball_0.9" in f for f in found.values()):
+            ball.plot(list(found), [f["ball_0.9"] for f in found.values()], **style)
+            pixels.plot(list(found), [f["pixels_90"] for f in found.values()], **style)
+    quality.set(title="mean of the draws, or estimate", ylabel="PSNR in dB")
+    ball.set(title="images within the 90 % ball", ylim=(0, 1))
+    pixels.set(title="pixels within the 90 % interval", ylim=(0, 1))
+    for ax in (ball, pixels):
+        ax.axhline(0.9, color="0.6", lw=0.8)
+    for ax in (quality, ball, pixels):
+        ax.set(xlabel="measurements", xscale="log", xticks=list(ROWS), xticklabels=list(ROWS))
+        ax.minorticks_off()
+    quality.legend(fontsize=7)
+    ball.legend(fontsize=7)
+    figure.savefig(RESULTS / "papers" / "soft_range.png", dpi=120)
