@@ -131,3 +131,26 @@ def test_weights_that_are_probabilities_are_refused() -> None:
     with pytest.raises(OptionError, match="log_weight: all of its values.*as probabilities do"):
         bg.importance.reweight(posterior, lambda x: torch.sigmoid(x.sum((1, 2))))
     bg.importance.reweight(posterior, lambda x: 0.1 * x.sum((1, 2)))
+
+
+def test_evidence_up_to_a_constant_is_refused() -> None:
+    A = bg.operators.Identity((2, 2))
+
+    def iterated(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+        law = bg.distributions.IteratedDeviation(z, A, std=0.6, scale=0.8)
+        pyro.sample("y", law, obs=y)
+
+    posterior = infer(iterated, torch.zeros(2, 2), method=SMC(particles=32), draws=32)
+    with pytest.raises(bg.errors.ResultError, match="up to a constant"):
+        _ = posterior.log_evidence
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [("ula", "ula is unadjusted"), ("annealed-langevin", "annealed-langevin is a heuristic")],
+)
+def test_what_is_not_exact_says_how(method: str, told: str) -> None:
+    posterior = infer(smooth, method=method, draws=20, warmup=20)
+    assert told in str(posterior.summary())
+    assert "not exact" not in str(posterior.summary())
