@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> None:
     y = A(test) + SIGMA * torch.randn(len(test), 13 * 28, generator=rng)
     classify = Classes(options)
     model = bg.regularisers.hard(G, A, SIGMA)
-    quick = infer(model, y, method="smc", chains=1, draws=512, batched=True)
+    few = bg.inference.SMC(particles=128)
+    quick = infer(model, y, method=few, chains=1, draws=128, batched=True)
     doubts = torch.stack([entropy(classify(x)) for x in quick.draws("x").flatten(1, 2)])
     chosen = int(doubts.argmax())
     results, images = {}, {}
