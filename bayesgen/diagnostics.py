@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bayesgen._arviz import import_arviz
 from bayesgen.distributions import IntegratedDeviation, IteratedDeviation
+from bayesgen.inference import Method
 from bayesgen.inference.map import OUTCOMES
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _judge_draws(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Fi
         yield Finding(
             1,
             f"{posterior.attributes.get('method')} is "
-            f"{posterior.attributes.get('caveat', 'not exact')}",
+            f"{posterior.attributes.get('caveat', Method.caveat)}",
             "compare with an exact method such as 'hmc'",
         )
     if "chosen_because" in posterior.attributes:
