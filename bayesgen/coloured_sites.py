@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from bayesgen.model_sites import normalised_residuals
+from bayesgen.traces import base_law, normalised_residuals
 
 
 class Coloured(Messenger):
@@ -30,7 +30,7 @@ class Coloured(Messenger):
 
 def _colour(node: dict[str, Any], c: Tensor) -> Tensor:
     """The value of a site with standardised value ``c``; inverse of `whiten`."""
-    fn, scale = _base(node["fn"]), node["scale"]
+    fn, scale = base_law(node["fn"]), node["scale"]
     if isinstance(fn, torch.distributions.Laplace):
         return fn.loc + fn.scale * c / scale
     c = c / scale**0.5
@@ -45,7 +45,7 @@ def _colour(node: dict[str, Any], c: Tensor) -> Tensor:
 def whiten(trace: poutine.Trace, name: str) -> Tensor:
     """Standardised value of a site."""
     node: dict[str, Any] = dict(trace.nodes[name])
-    fn = _base(node["fn"])
+    fn = base_law(node["fn"])
     if isinstance(fn, torch.distributions.Laplace):
         c: Tensor = (node["value"] - fn.loc) / fn.scale * node["scale"]
         return c.flatten()
@@ -56,25 +56,19 @@ def whiten(trace: poutine.Trace, name: str) -> Tensor:
 
 def is_laplace(fn: Any) -> bool:
     """Whether a law is that of independent Laplace variables."""
-    return isinstance(_base(fn), torch.distributions.Laplace)
+    return isinstance(base_law(fn), torch.distributions.Laplace)
 
 
 def is_normal(fn: Any) -> bool:
     """Whether a law is normal, and can be standardised."""
-    fn = _base(fn)
+    fn = base_law(fn)
     known = torch.distributions.Normal | torch.distributions.MultivariateNormal
     return isinstance(fn, known) or (hasattr(fn, "whiten") and hasattr(fn, "colour"))
 
 
 def kind_of(node: dict[str, Any]) -> str:
     """Name of a site's law."""
-    return type(_base(node["fn"])).__name__
-
-
-def _base(fn: Any) -> Any:
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return fn
+    return type(base_law(node["fn"])).__name__
 
 
 def only(trace: poutine.Trace, names: tuple[str, ...]) -> poutine.Trace:

@@ -16,6 +16,7 @@ from bayesgen._arviz import import_arviz
 from bayesgen.distributions import IntegratedDeviation, IteratedDeviation
 from bayesgen.inference import Method
 from bayesgen.inference.map import OUTCOMES
+from bayesgen.traces import base_law
 
 if TYPE_CHECKING:
     import xarray
@@ -470,10 +471,7 @@ def likelihoods(posterior: Posterior) -> list[tuple[Any, Any]]:
     def look(trace: poutine.Trace) -> dict[str, Tensor]:
         for name in posterior.model.sites.observed:
             node: Any = trace.nodes[name]
-            fn = node["fn"]
-            while isinstance(fn, torch.distributions.Independent):
-                fn = fn.base_dist
-            found.append((fn, node))
+            found.append((base_law(node["fn"]), node))
         return {}
 
     posterior.evaluate(look, torch.zeros(1, dtype=torch.int64))

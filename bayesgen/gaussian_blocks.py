@@ -18,7 +18,8 @@ from pyro import poutine
 from torch import Tensor
 
 from bayesgen.coloured_sites import Coloured, is_laplace, is_normal, kind_of, only, whiten
-from bayesgen.model_sites import isolated, log_prob_of_sites, normalised_residuals
+from bayesgen.model_sites import isolated
+from bayesgen.traces import log_prob_of_sites, normalised_residuals
 
 if TYPE_CHECKING:
     from bayesgen.log_density import LogDensity

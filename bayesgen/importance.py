@@ -19,6 +19,7 @@ from torch import Tensor
 from bayesgen.errors import DataError, DtypeError, OptionError, ResultError, ShapeError
 from bayesgen.inference.dwls import as_discriminator, refuse_probabilities, trial_images
 from bayesgen.inference.pareto import pareto_smoothed
+from bayesgen.inference.tempering import effective_fraction, systematic
 from bayesgen.models.base import Generator
 from bayesgen.models.density_ratio import DensityRatio
 from bayesgen.models.settings import check_seed
@@ -127,7 +128,7 @@ def reweight(
     # Smoothing shares out the weight of the largest, whether or not there is reason to.
     k, ess = _tail(raw, k), torch.minimum(_kish(raw), _kish(smoothed))
     _warn(k, ess, raw.shape[-1])
-    index = _systematic(smoothed.exp(), torch.Generator().manual_seed(seed))
+    index = systematic(smoothed, torch.Generator().manual_seed(seed))
     facts = {"pareto_k": k, "importance_ess": ess}
     attributes = posterior.attributes | {
         "method": "importance",
@@ -193,7 +194,7 @@ def _refuse_hopeless(raw: Tensor) -> None:
 
 def _kish(log_weights: Tensor) -> Tensor:
     """Effective number of draws, ``(*problems,)``."""
-    return 1.0 / log_weights.softmax(-1).square().sum(-1)
+    return effective_fraction(log_weights) * log_weights.shape[-1]
 
 
 def _tail(raw: Tensor, k: Tensor) -> Tensor:
@@ -220,17 +221,6 @@ def _warn(k: Tensor, ess: Tensor, num: int) -> None:
                 RuntimeWarning,
                 stacklevel=4,
             )
-
-
-def _systematic(weights: Tensor, rng: torch.Generator) -> Tensor:
-    """Numbers of the draws that remain, in order, ``(*problems, S)``."""
-    num = weights.shape[-1]
-    offset = torch.rand((*weights.shape[:-1], 1), generator=rng, dtype=weights.dtype)
-    ladder = (torch.arange(num, dtype=weights.dtype) + offset) / num
-    cumulative = weights.cumsum(-1)
-    # Rounding must not leave the last rungs beyond the last weight.
-    cumulative = cumulative / cumulative[..., -1:]
-    return torch.searchsorted(cumulative, ladder, right=True).clamp(max=num - 1)
 
 
 def _resampled(

@@ -123,8 +123,6 @@ def infer(
         method, reason = choose_method(log_density, temper=temper)
     else:
         method, reason = as_method(method), ""
-        # What is wrong with the numbers is said before the model is looked at, which takes longer.
-        _check_budget(method, chains, draws, warmup, thin)
         log_density = LogDensity(method.extend(model), *args, batched=batched)
     draws, warmup = _check_budget(method, chains, draws, warmup, thin)
     _check_gradients(method, log_density)

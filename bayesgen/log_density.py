@@ -35,13 +35,17 @@ from bayesgen.model_sites import (
     can_be_drawn,
     draw_or_zero,
     isolated,
-    log_prob_of_sites,
-    prior_and_likelihood,
     read_model,
 )
 from bayesgen.proximal import ProximalMap
 from bayesgen.recording import record
-from bayesgen.structure import LeastSquares, find_least_squares, find_proximal_maps
+from bayesgen.structure import (
+    LeastSquares,
+    find_least_squares,
+    find_normal_priors,
+    find_proximal_maps,
+)
+from bayesgen.traces import log_prob_of_sites, prior_and_likelihood
 from bayesgen.types import Split
 
 
@@ -238,27 +242,6 @@ class LogDensity:
                 "point, such as 'hmc'"
             )
 
-    @cached_property
-    def normal_prior(self) -> tuple[Tensor, Tensor]:
-        """Mean and precision ``(n,)`` of coordinates with a normal prior of their own, else 0."""
-        mean, precision = torch.zeros(2, self.num_dims, dtype=self.dtype, device=self.device)
-        v = self.prior_draws(1, torch.Generator().manual_seed(0)).flatten(0, -2)[0]
-        with isolated(0), torch.no_grad():
-            trace = self.trace(self.constrain(v), self.data_of_one())
-            counted = dict(log_prob_of_sites(trace))
-        for name in self.sites.static_priors:
-            site = self.sites.latent[name]
-            law = site.prior
-            while isinstance(law, torch.distributions.Independent):
-                law = law.base_dist
-            # A plate, a mask or a scale may change what the prior counts.
-            as_is = torch.allclose(site.prior.log_prob(site.take(v)).sum(), counted[name])
-            if isinstance(law, torch.distributions.Normal) and as_is:
-                block = slice(site.start, site.stop)
-                mean[block] = law.loc.expand(site.shape).reshape(-1)
-                precision[block] = law.scale.expand(site.shape).reshape(-1) ** -2
-        return mean, precision
-
     def evaluate(
         self, name: str, fn: Callable[..., Any], v: Tensor, where: Tensor | None = None
     ) -> tuple[Tensor, ...]:
@@ -446,6 +429,11 @@ class LogDensity:
     def least_squares(self) -> LeastSquares | None:
         """The residuals of the model, if all of its sites are normal; see `structure`."""
         return find_least_squares(self)
+
+    @cached_property
+    def normal_prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and precision ``(n,)`` of coordinates with a normal prior of their own, else 0."""
+        return find_normal_priors(self)
 
     @cached_property
     def gaussian_blocks(self) -> GaussianBlocks:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import inspect
 import linecache
 import math
 import os
 import traceback
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,6 +29,7 @@ from torch.distributions import Transform, biject_to, constraints
 from torch.utils import _pytree as pytree
 
 from bayesgen.errors import BayesgenError, DataError, DtypeError, ModelError, ShapeError
+from bayesgen.traces import is_generated, log_prob_of_sites, sample_nodes
 
 Model = Callable[..., Any]
 
@@ -131,7 +131,7 @@ def read_model(
     _check_arguments(model, args, kwargs)
     runs = [(args, kwargs), (args, kwargs), *others]
     traces = [_prior_trace(model, *run, seed=seed) for seed, run in enumerate(runs)]
-    nodes = [dict(_sample_nodes(trace)) for trace in traces]
+    nodes = [dict(sample_nodes(trace)) for trace in traces]
     for other in nodes[1:]:
         if list(nodes[0]) == list(other):
             continue
@@ -165,7 +165,7 @@ def read_model(
         deterministic={
             n: s["value"].shape
             for n, s in nodes[0].items()
-            if s["infer"].get("_deterministic") or _is_generated(s)
+            if s["infer"].get("_deterministic") or is_generated(s)
         },
         static_priors=frozenset(
             name for name in latent if all(_same_prior(name, nodes[0], other) for other in nodes)
@@ -228,7 +228,7 @@ class Generated(Messenger):
         self.noise = noise
 
     def _pyro_sample(self, message: dict[str, Any]) -> None:
-        if _is_generated(message) and message["value"] is None:
+        if is_generated(message) and message["value"] is None:
             name, law = message["name"], message["fn"]
             message["value"] = law.mean if self.noise is None else law.from_noise(self.noise[name])
             message["done"] = True
@@ -284,77 +284,6 @@ def blame(model: Model, error: BaseException) -> str:
     return f"in {frame.name}(), line {frame.lineno}, `{line or '?'}`"
 
 
-def log_prob_of_sites(trace: poutine.Trace) -> Iterator[tuple[str, Tensor]]:
-    """Name and summed log density of every site of ``trace`` that has one."""
-    for name, site in _sample_nodes(trace):
-        if site["infer"].get("_deterministic") or _is_generated(site):
-            continue
-        log_prob = site["fn"].log_prob(site["value"])
-        yield name, _scaled(log_prob, site).sum()
-
-
-def prior_and_likelihood(trace: poutine.Trace, latent: Container[str]) -> tuple[Tensor, Tensor]:
-    """Log prior of the ``latent`` sites, each counted once, and everything else of ``trace``.
-
-    A prior that a scale or a mask counts differently is not what draws from it follow: the
-    difference is part of the likelihood.
-    """
-    prior, rest = [], []
-    for name, site in _sample_nodes(trace):
-        if site["infer"].get("_deterministic") or _is_generated(site):
-            continue
-        log_prob = site["fn"].log_prob(site["value"])
-        counted = _scaled(log_prob, site).sum()
-        if name in latent:
-            once = log_prob.sum()
-            prior.append(once)
-            if site["mask"] is not None or not (
-                isinstance(site["scale"], float) and site["scale"] == 1.0
-            ):
-                rest.append(counted - once)
-        else:
-            rest.append(counted)
-    return functools.reduce(torch.add, prior), functools.reduce(torch.add, rest)
-
-
-def normalised_residuals(trace: poutine.Trace) -> Tensor | None:
-    """Residuals r of all sites of ``trace`` in one row, if its log density is -|r|^2/2 + constant.
-
-    None if some site is not normal. Whether scales depend on latent sites, so that the constant is
-    none, is not seen here.
-    """
-    rows = []
-    for _, site in _sample_nodes(trace):
-        if site["infer"].get("_deterministic") or _is_generated(site):
-            continue
-        fn = site["fn"]
-        while isinstance(fn, torch.distributions.Independent):
-            fn = fn.base_dist
-        if isinstance(fn, torch.distributions.Normal):
-            residual = (site["value"] - fn.loc) / fn.scale
-        elif hasattr(fn, "whiten"):
-            residual = fn.whiten(site["value"])
-        elif isinstance(fn, torch.distributions.MultivariateNormal):
-            difference = (site["value"] - fn.loc).unsqueeze(-1)
-            solved = torch.linalg.solve_triangular(fn.scale_tril, difference, upper=False)
-            residual = solved.squeeze(-1)
-        else:
-            return None
-        mask, scale = site["mask"], site["scale"]
-        if residual.is_complex() or mask is not None:
-            return None
-        rows.append((residual * scale**0.5).flatten())
-    return torch.cat(rows)
-
-
-def elementwise_log_prob(site: dict[str, Any]) -> Tensor:
-    """Log density of every single number observed at a site, where they are independent."""
-    fn = site["fn"]
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return _scaled(fn.log_prob(site["value"]), site)
-
-
 def argument_names(
     model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[tuple[str, Tensor]]:
@@ -374,19 +303,6 @@ def argument_names(
     ]
 
 
-def _scaled(log_prob: Tensor, site: dict[str, Any]) -> Tensor:
-    scale, mask = site["scale"], site["mask"]
-    if mask is not None and mask is not True:
-        log_prob = log_prob.masked_fill(~torch.as_tensor(mask, device=log_prob.device), 0.0)
-    return log_prob if isinstance(scale, float) and scale == 1.0 else log_prob * scale
-
-
-def _sample_nodes(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
-            yield name, dict(site)
-
-
 def _is_data(site: dict[str, Any]) -> bool:
     return (
         site["is_observed"]
@@ -395,18 +311,13 @@ def _is_data(site: dict[str, Any]) -> bool:
     )
 
 
-def _is_generated(site: Mapping[str, Any]) -> bool:
-    infer = site["infer"] or {}
-    return bool(infer.get("generated")) and not site["is_observed"]
-
-
 def _generated_sites(
     model: Model, nodes: dict[str, dict[str, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, torch.Size]:
     """Shapes of the noise of the generated sites; refuses those on which others depend."""
     found = {}
     for name, node in nodes.items():
-        if not _is_generated(node):
+        if not is_generated(node):
             continue
         if not (hasattr(node["fn"], "from_noise") and hasattr(node["fn"], "noise_shape")):
             raise ModelError(
@@ -494,7 +405,7 @@ def _latent_sites(nodes: dict[str, dict[str, Any]]) -> dict[str, Site]:
     sites: dict[str, Site] = {}
     start = 0
     for name, node in nodes.items():
-        if node["is_observed"] or _is_generated(node):
+        if node["is_observed"] or is_generated(node):
             continue
         if node["fn"].support.is_discrete:
             raise ModelError(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesgen.traces import base_law
+
 # From values ``(*batch, *shape)``, a step for each of them, ``(*batch,)`` or ``(*batch, *shape)``,
 # what the last call returned beside the result, and by how much the objective may be missed,
 # ``(*batch,)`` or None, to the result and where to begin next time.
@@ -35,9 +37,7 @@ def proximal_map(prior: Any) -> ProximalMap | None:
     own: ProximalMap | None = getattr(prior, "proximal_map", None)
     if own is not None:
         return own
-    base = prior
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
+    base = base_law(prior)
     if not isinstance(base, torch.distributions.Laplace):
         return None
     loc, scale = base.loc, base.scale

@@ -19,8 +19,8 @@ from torch import Tensor
 from bayesgen._arviz import import_arviz, major_version
 from bayesgen.errors import FileFormatError, ModelError
 from bayesgen.log_density import LogDensity
-from bayesgen.model_sites import elementwise_log_prob
 from bayesgen.posterior import Posterior
+from bayesgen.traces import elementwise_log_prob
 
 if TYPE_CHECKING:
     import xarray

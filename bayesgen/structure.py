@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import OptionError
-from bayesgen.model_sites import isolated, log_prob_of_sites, normalised_residuals
+from bayesgen.model_sites import isolated
 from bayesgen.proximal import ProximalMap, proximal_map
+from bayesgen.traces import base_law, log_prob_of_sites, normalised_residuals
 
 if TYPE_CHECKING:
     from bayesgen.log_density import LogDensity
+    from bayesgen.model_sites import Site
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,31 @@ def find_least_squares(log_density: LogDensity) -> LeastSquares | None:
     return LeastSquares(log_density, constants.mean(-1))
 
 
+def find_normal_priors(log_density: LogDensity) -> tuple[Tensor, Tensor]:
+    """Mean and precision ``(n,)`` of coordinates whose prior is normal and counts once, else 0."""
+    like = log_density
+    mean, precision = torch.zeros(2, like.num_dims, dtype=like.dtype, device=like.device)
+    for site, _ in _priors_of_their_own(log_density):
+        law = base_law(site.prior)
+        if isinstance(law, torch.distributions.Normal):
+            block = slice(site.start, site.stop)
+            mean[block] = law.loc.expand(site.shape).reshape(-1)
+            precision[block] = law.scale.expand(site.shape).reshape(-1) ** -2
+    return mean, precision
+
+
 def find_proximal_maps(log_density: LogDensity) -> dict[str, ProximalMap]:
     """Priors with a proximal map that depend on nothing else and count once."""
+    found = {}
+    for site, v in _priors_of_their_own(log_density):
+        map_ = proximal_map(site.prior)
+        if map_ is not None and torch.equal(site.take(v), log_density.constrain(v)[site.name]):
+            found[site.name] = map_
+    return ProximalMaps(found)
+
+
+def _priors_of_their_own(log_density: LogDensity) -> list[tuple[Site, Tensor]]:
+    """Sites whose prior depends on nothing else and counts once, and a point ``(n,)``."""
     rng = torch.Generator().manual_seed(0)
     v = log_density.prior_draws(2, rng).flatten(0, -2)
     # Where an improper prior starts it may be flat, and its scale unseen.
@@ -121,12 +146,10 @@ def find_proximal_maps(log_density: LogDensity) -> dict[str, ProximalMap]:
     with isolated(0), torch.no_grad():
         values = log_density.constrain(v[1])
         counted = dict(log_prob_of_sites(log_density.trace(values, log_density.data_of_one())))
-        found = {}
-        for name in sites.static_priors:
-            site, value = sites.latent[name], values[name]
-            map_ = proximal_map(site.prior)
-            # A plate, a mask or a scale may change what the prior counts.
-            as_is = torch.allclose(site.prior.log_prob(value).sum(), counted[name])
-            if map_ is not None and as_is and torch.equal(site.take(v[1]), value):
-                found[name] = map_
-    return ProximalMaps({name: found[name] for name in sites.latent if name in found})
+        # A plate, a mask or a scale may change what the prior counts.
+        return [
+            (site, v[1])
+            for name, site in sites.latent.items()
+            if name in sites.static_priors
+            and torch.allclose(site.prior.log_prob(values[name]).sum(), counted[name])
+        ]

@@ -18,7 +18,7 @@ import bayesgen.gaussian_blocks
 from bayesgen.distributions import GaussianNoise, StructuredNormal
 from bayesgen.gaussian_blocks import GaussianBlock, GaussianBlocks, find_gaussian_blocks
 from bayesgen.log_density import LogDensity
-from bayesgen.model_sites import normalised_residuals
+from bayesgen.traces import normalised_residuals
 
 float64 = torch.float64
 Model = Callable[[Tensor], None]

@@ -9,14 +9,8 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import DataError, ModelError
-from bayesgen.model_sites import (
-    FixedParameters,
-    argument_names,
-    check_finite,
-    elementwise_log_prob,
-    isolated,
-    read_model,
-)
+from bayesgen.model_sites import FixedParameters, argument_names, check_finite, isolated, read_model
+from bayesgen.traces import elementwise_log_prob
 
 Y = torch.linspace(0, 1, 4)
 

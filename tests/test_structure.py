@@ -15,8 +15,8 @@ from bayesgen.distributions import GaussianNoise, LaplaceNoise, StructuredNormal
 from bayesgen.errors import OptionError
 from bayesgen.inference.standardised import Standardised
 from bayesgen.log_density import LogDensity
-from bayesgen.model_sites import normalised_residuals
 from bayesgen.operators import GaussianMatrix
+from bayesgen.traces import normalised_residuals
 
 float64 = torch.float64
 Model = Callable[[Tensor], None]

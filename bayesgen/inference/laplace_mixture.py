@@ -15,7 +15,7 @@ from bayesgen.inference.curvature import Normals, Unconstrained, check_normal_la
 from bayesgen.inference.map import MAP
 from bayesgen.inference.pareto import log_volume, pareto_smoothed
 from bayesgen.inference.solvers import SolverState
-from bayesgen.inference.tempering import systematic
+from bayesgen.inference.tempering import effective_fraction, systematic
 from bayesgen.types import Density, check_count, check_positive
 
 # Optima are one if their log densities and their places, in standard deviations of the normal law
@@ -155,7 +155,7 @@ class LaplaceMixture(Population):
         log_evidence = log_ratio.logsumexp(-1) - math.log(log_ratio.shape[-1])
         facts = {
             "pareto_k": pareto_k,
-            "importance_ess": 1.0 / smoothed.softmax(-1).square().sum(-1),
+            "importance_ess": effective_fraction(smoothed) * smoothed.shape[-1],
             "log_evidence": log_evidence,
             "num_modes": torch.isfinite(log_weights).sum(-1).to(log_prob),
         }

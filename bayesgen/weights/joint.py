@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from bayesgen.errors import ModelError, ShapeError
 from bayesgen.inference.standardised import Standardised
 from bayesgen.log_density import LogDensity
-from bayesgen.model_sites import Model, isolated, log_prob_of_sites, read_model
+from bayesgen.model_sites import Model, isolated, read_model
+from bayesgen.traces import log_prob_of_sites
 
 
 class Joint:

@@ -22,7 +22,8 @@ from bayesgen.distributions import (
     StudentTNoise,
 )
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
-from bayesgen.model_sites import elementwise_log_prob, isolated
+from bayesgen.model_sites import isolated
+from bayesgen.traces import elementwise_log_prob
 
 EYE = torch.eye(6)
 
