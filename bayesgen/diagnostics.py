@@ -13,10 +13,10 @@ from pyro import poutine
 from torch import Tensor
 
 from bayesgen._arviz import import_arviz
-from bayesgen.distributions import IntegratedDeviation, IteratedDeviation
+from bayesgen.distributions.integrated import Integrated
 from bayesgen.inference import Method
 from bayesgen.inference.map import OUTCOMES
-from bayesgen.traces import base_law
+from bayesgen.traces import base_law, chi_square
 
 if TYPE_CHECKING:
     import xarray
@@ -158,7 +158,10 @@ def bfmi(energy: Tensor) -> Tensor:
 
 
 def data_misfit(posterior: Posterior, max_draws: int = MISFIT_DRAWS) -> tuple[Tensor, int]:
-    """Chi-square of the data, sum of ((y - mean)/std)^2, at draws of the posterior.
+    """Chi-square of the data at draws of the posterior.
+
+    The squared length of the whitened residual where noise is normal, correlated or not, also that
+    of a deviation integrated out; else the sum of ((y - mean)/std)^2.
 
     Returns
     -------
@@ -179,12 +182,18 @@ def data_misfit(posterior: Posterior, max_draws: int = MISFIT_DRAWS) -> tuple[Te
     sites = posterior.model.sites.observed
 
     def misfit(trace: poutine.Trace) -> dict[str, Tensor]:
-        nodes: list[Any] = [trace.nodes[name] for name in sites]
-        terms = [(n["value"] - n["fn"].mean).square() / n["fn"].variance for n in nodes]
-        return {"misfit": torch.stack([term.sum() for term in terms]).sum()}
+        terms = [_misfit(trace.nodes[name]) for name in sites]
+        return {"misfit": torch.stack(terms).sum()}
 
     count = sum(value.numel() for value in sites.values())
     return posterior.evaluate(misfit, index)["misfit"], count
+
+
+def _misfit(node: Any) -> Tensor:
+    normal = chi_square(node)
+    if normal is not None:
+        return normal
+    return ((node["value"] - node["fn"].mean).square() / node["fn"].variance).sum()
 
 
 def _coordinates(posterior: Posterior) -> xarray.Dataset:
@@ -397,15 +406,7 @@ def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Find
         )
     if not _has_gaussian_noise(posterior):
         yield Finding(
-            0, "fit to the data not checked: the noise is not independent Gaussian", checked=False
-        )
-        return
-    if _noise_is_inferred(posterior):
-        yield Finding(
-            0,
-            "fit to the data not checked: the noise level was inferred, and grows with any misfit; "
-            "compare it with what you know of the noise",
-            checked=False,
+            0, "fit to the data not checked: the noise is not Gaussian, or masked", checked=False
         )
         return
     from scipy.stats import chi2
@@ -431,37 +432,57 @@ def _judge_fit(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Find
             "the image may lie outside the generator's range (then intervals are too narrow), or "
             "sigma is too small",
         )
+    elif _spread_is_inferred(posterior):
+        yield Finding(
+            0,
+            "fit to the data not checked: the level of the noise, or of a deviation, was inferred, "
+            f"and grows with any misfit ({text}); compare it with what you know of it",
+            checked=False,
+        )
     elif close:
         yield Finding(1, f"{text}: closer than the noise allows", "sigma may be too large")
     else:
         yield Finding(0, f"the model explains the data: {text}")
 
 
-def _noise_is_inferred(posterior: Posterior) -> bool:
-    """Whether the noise level depends on latent sites, so that it differs between draws."""
+def _spread_is_inferred(posterior: Posterior) -> bool:
+    """Whether the spread of the data depends on latent sites, so that it differs between draws."""
     sites = list(posterior.model.sites.observed)
     last = posterior.num_chains * posterior.num_draws - 1
     axis = 0 if posterior.num_problems is None else 1
 
-    def variance(trace: poutine.Trace) -> dict[str, Tensor]:
-        nodes: Any = trace.nodes
-        return {"": torch.stack([nodes[name]["fn"].variance.log().sum() for name in sites]).sum()}
+    def spread(trace: poutine.Trace) -> dict[str, Tensor]:
+        laws: list[Any] = [trace.nodes[name]["fn"] for name in sites]
+        return {"": torch.stack([_log_spread(law).sum() for law in laws]).sum()}
 
-    found = posterior.evaluate(variance, torch.tensor([0, last]))[""]
+    found = posterior.evaluate(spread, torch.tensor([0, last]))[""]
     return not torch.equal(*found.unbind(axis))
 
 
+def _log_spread(law: Any) -> Tensor:
+    """A number that changes with the levels of a normal law."""
+    fn = base_law(law)
+    if isinstance(fn, Integrated):
+        return fn.std.log() + fn.scale.log()
+    peak: Tensor = law.log_prob(law.mean)
+    return peak
+
+
 def _has_gaussian_noise(posterior: Posterior) -> bool:
-    """Whether chi-square has its usual distribution: independent normal data, none masked."""
-    return all(
-        isinstance(fn, torch.distributions.Normal) and node["mask"] is None
-        for fn, node in likelihoods(posterior)
-    )
+    """Whether chi-square has its usual distribution: normal data, none masked."""
+    found: list[bool] = []
+
+    def look(trace: poutine.Trace) -> dict[str, Tensor]:
+        nodes: Any = trace.nodes
+        found.extend(chi_square(nodes[n]) is not None for n in posterior.model.sites.observed)
+        return {}
+
+    posterior.evaluate(look, torch.zeros(1, dtype=torch.int64))
+    return all(found)
 
 
 def _is_integrated(posterior: Posterior) -> bool:
-    kinds = (IntegratedDeviation, IteratedDeviation)
-    return any(isinstance(fn, kinds) for fn, _ in likelihoods(posterior))
+    return any(isinstance(fn, Integrated) for fn, _ in likelihoods(posterior))
 
 
 def likelihoods(posterior: Posterior) -> list[tuple[Any, Any]]:

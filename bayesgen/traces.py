@@ -66,22 +66,41 @@ def normalised_residuals(trace: poutine.Trace) -> Tensor | None:
     """
     rows = []
     for _, site in _with_density(trace):
-        fn = base_law(site["fn"])
-        if isinstance(fn, torch.distributions.Normal):
-            residual = (site["value"] - fn.loc) / fn.scale
-        elif hasattr(fn, "whiten"):
-            residual = fn.whiten(site["value"])
-        elif isinstance(fn, torch.distributions.MultivariateNormal):
-            difference = (site["value"] - fn.loc).unsqueeze(-1)
-            solved = torch.linalg.solve_triangular(fn.scale_tril, difference, upper=False)
-            residual = solved.squeeze(-1)
-        else:
+        residual = _whitened(site)
+        if residual is None or residual.is_complex() or site["mask"] is not None:
             return None
-        mask, scale = site["mask"], site["scale"]
-        if residual.is_complex() or mask is not None:
-            return None
-        rows.append((residual * scale**0.5).flatten())
+        rows.append((residual * site["scale"] ** 0.5).flatten())
     return torch.cat(rows)
+
+
+def chi_square(site: Mapping[str, Any]) -> Tensor | None:
+    """Squared length of a site's whitened residual, if it is normal and none of it is masked.
+
+    At the right values of all others it is a chi-square variable with as many degrees of freedom
+    as the site has numbers.
+    """
+    fn = base_law(site["fn"])
+    if site["mask"] is not None or site["value"].is_complex():
+        return None
+    if hasattr(fn, "chi_square"):
+        squares: Tensor = fn.chi_square(site["value"])
+        return squares.sum()
+    residual = _whitened(site)
+    return None if residual is None else residual.square().sum()
+
+
+def _whitened(site: Mapping[str, Any]) -> Tensor | None:
+    """Residual of a site in units of its deviations, along independent directions, if normal."""
+    fn, value = base_law(site["fn"]), site["value"]
+    if isinstance(fn, torch.distributions.Normal):
+        return (value - fn.loc) / fn.scale
+    if hasattr(fn, "whiten"):
+        whitened: Tensor = fn.whiten(value)
+        return whitened
+    if isinstance(fn, torch.distributions.MultivariateNormal):
+        difference = (value - fn.loc).unsqueeze(-1)
+        return torch.linalg.solve_triangular(fn.scale_tril, difference, upper=False).squeeze(-1)
+    return None
 
 
 def elementwise_log_prob(site: dict[str, Any]) -> Tensor:

@@ -53,6 +53,7 @@ KINDS: dict[str, Callable[[], Covariance]] = {
     "dense": lambda: Dense(MATRIX, (4, 5)),
     "singular": lambda: Dense(SQUARE.T @ SQUARE, (4, 5)),
     "low rank": lambda: LowRank(random(3, 4, 5), random(4, 5, seed=2).square()),
+    "low rank, singular": lambda: LowRank(random(3, 4, 5), random(4, 5, seed=2).clamp(min=0.0)),
     "wrapping": lambda: Stationary(spectrum_of(4, 5), (4, 5)),
     "stationary": lambda: Stationary(spectrum_of(8, 9), (4, 5)),
     "channels": lambda: Stationary(spectrum_of(2, 6, 5), (2, 3, 3)),
@@ -83,10 +84,16 @@ def test_products_factors_and_densities_belong_together(name: str) -> None:
     assert abs(C.norm() - norm) < 1e-6 * norm
     u = random(3, 2, *C.image_shape, seed=7)
     if not C.has_density:
-        assert name in ("singular", "stationary", "channels")
-        with pytest.raises(NotImplementedError, match="singular, or its determinant not known"):
-            C.log_prob(u)
+        assert name in ("singular", "low rank, singular", "stationary", "channels")
+        for density in (C.log_prob, C.whiten):
+            with pytest.raises(NotImplementedError, match="singular, or its determinant not known"):
+                density(u)
         return
+    noise = random(3, 2, *C.noise_shape, seed=8)
+    torch.testing.assert_close(C.whiten(C.factor(noise)), noise)
+    torch.testing.assert_close(C.factor(C.whiten(u)), u)
+    law = Deviation(C)
+    torch.testing.assert_close(law.colour(law.whiten(u)), u)
     exact = torch.distributions.MultivariateNormal(torch.zeros(n, dtype=float64), matrix)
     torch.testing.assert_close(C.log_prob(u), exact.log_prob(u.flatten(2)), rtol=1e-10, atol=1e-10)
     assert C.log_prob(u[:0]).shape == (0, 2)
@@ -96,11 +103,14 @@ def test_products_factors_and_densities_belong_together(name: str) -> None:
 def test_batches_maps_and_precisions(name: str) -> None:
     C = KINDS[name]()
     u, noise = random(3, *C.image_shape), random(3, *C.noise_shape)
-    for function, values in ((C, u), (C.factor, noise)):
+    functions = [(C, u, C.image_shape), (C.factor, noise, C.image_shape)]
+    if C.has_density:
+        functions.append((C.whiten, u, tuple(C.noise_shape)))
+    for function, values, shape in functions:
         whole = function(values)
         torch.testing.assert_close(torch.func.vmap(function)(values), whole)
         torch.testing.assert_close(torch.stack([function(row) for row in values]), whole)
-        assert function(values[:0]).shape == (0, *C.image_shape)
+        assert function(values[:0]).shape == (0, *shape)
     single = KINDS[name]().float()
     assert single(u.float()).dtype is torch.float32
     torch.testing.assert_close(single(u.float()).double(), C(u), rtol=1e-4, atol=1e-4)
@@ -207,7 +217,7 @@ def test_covariance_and_scale_are_found(kind: str) -> None:
 
 
 def test_scales_that_do_not_vary_are_found_not_to() -> None:
-    u = KINDS["low rank"]().factor(random(5000, 23, seed=3))
+    u = KINDS["low rank"]().factor(random(5000, 4, 5, seed=3))
     C: Any = residual_covariance(Blind(), u, kind="dense")
     assert C.log_scale[1] < 0.12
     # A mutant that takes the spread of energies for that of s.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import bayesgen as bg
 from bayesgen import Posterior
+from bayesgen.covariances import Dense, Structured
 from bayesgen.diagnostics import (
     CARE,
     DISTRUST,
@@ -25,6 +26,8 @@ from bayesgen.diagnostics import (
     ess,
     rhat,
 )
+from bayesgen.models import LinearGenerator, StructuredVAE
+from bayesgen.operators import Matrix
 
 F64 = torch.float64
 SIGMA = 0.5
@@ -231,6 +234,69 @@ def test_a_false_alarm_about_the_fit_is_rare() -> None:
     y = z + SIGMA * torch.randn((40, 50, 2), generator=rng, dtype=F64)
     summary = exact(40, 4, 50, y=y).summary()
     assert "0 of 40 problems misfit" in str(summary) or "1 of 40" in str(summary)
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+COVARIANCE = 0.1 * torch.eye(16, dtype=F64) + 0.2
+
+
+def deviating(form: str, factor: float, scale: Any = 0.3) -> Posterior:
+    """Draws about the truth of a soft-range model, of 24 data with ``factor`` times its noise."""
+    A, shape = Matrix(random(24, 16, seed=2), domain_shape=(4, 4)), (4, 4)
+    G: Any = LinearGenerator.from_tensors(random(*shape, 2, seed=3), random(*shape, seed=4), 0.1)
+    C: Any = Dense(COVARIANCE, shape)
+    z, noise = random(2, seed=5), random(16, seed=7)
+    u = C.factor(noise)
+    if form == "structured":
+        G, C = StructuredVAE(shape, 2, radius=1, width=6, channels=2).double().eval(), Structured()
+        u = G.requires_grad_(False).residual_prior(z).colour(noise.reshape(shape))
+    y = A(G(z) + 0.3 * u) + factor * SIGMA * random(24, seed=6)
+    model = bg.regularisers.soft_range(
+        G, A, SIGMA, covariance=C, scale=scale, integrated=form != "site"
+    )
+    density = bg.LogDensity(model, y, compile=False)
+    latent = {"z": z, "u": u, "scale": torch.tensor(0.3, dtype=F64)}
+    lead = (4, 100)
+    draws = {
+        name: latent[name] * (1 + 0.01 * random(*lead, *(1,) * latent[name].ndim, seed=8))
+        for name in density.sites.latent
+    }
+    attributes = {"kind": "draws", "method": "hmc", "exact": True}
+    return Posterior(
+        latent=draws,
+        log_prob=random(*lead, seed=9),
+        stats={},
+        attributes=attributes,
+        log_density=density,
+    )
+
+
+@pytest.mark.parametrize("form", ["integrated", "iterated", "structured", "site"])
+def test_the_fit_is_judged_with_the_deviation_that_is_integrated_out(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On data of the model nothing is found; on those of three times its noise a misfit."""
+    if form == "iterated":
+        for where in ("regularisers.soft_range", "distributions.deviation"):
+            monkeypatch.setattr(sys.modules[f"bayesgen.{where}"], "MOST_NUMBERS", 3)
+    right, wrong = (deviating(form, factor).summary() for factor in (1.0, 3.0))
+    assert "the model explains the data" in texts(right, 0) and "explain" not in texts(right, 1)
+    assert abs(right.numbers["chi_square_ratio"] - 1) < 3 * (2 / 24) ** 0.5
+    assert "does not explain the data to within its noise" in texts(wrong, 1)
+    # The 8 data that no image explains have nine times their share, the others more than theirs.
+    assert wrong.numbers["chi_square_ratio"] > 2.5
+
+
+def test_levels_that_are_inferred_are_not_taken_for_a_good_fit() -> None:
+    scale = dist.LogNormal(torch.zeros((), dtype=F64), 1.0)
+    found = texts(deviating("integrated", 1.0, scale).summary(), 0)
+    assert "fit to the data not checked: the level of the noise, or of a deviation" in found
+    # No scale of the deviation makes up for what no image explains.
+    summary = deviating("integrated", 3.0, scale).summary()
+    assert "does not explain the data" in texts(summary, 1)
 
 
 def test_other_noise_has_no_chi_square() -> None:

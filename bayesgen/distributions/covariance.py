@@ -32,8 +32,8 @@ class Covariance(Operator):
     - define `_factor`, :math:`C^{1/2} \xi` for ``(*batch, *noise_shape)``, where
       :math:`C^{1/2} (C^{1/2})^T = C`;
     - define `variance`;
-    - define `_log_prob`, or set ``has_density = False`` where C is singular or there is no cheap
-      way to its determinant;
+    - define `_whiten`, the inverse of `_factor`, and `_log_det`, or set ``has_density = False``
+      where C is singular or there is no cheap way to them;
     - add it to the table in ``tests/test_covariances.py``.
 
     Parameters
@@ -51,7 +51,7 @@ class Covariance(Operator):
     image_shape, noise_shape, log_scale
         As given.
     has_density : bool
-        Whether there is a `log_prob`.
+        Whether there are `whiten` and `log_prob`.
 
     Examples
     --------
@@ -85,13 +85,15 @@ class Covariance(Operator):
         """Of each pixel, ``image_shape``: the diagonal of C."""
         raise NotImplementedError(f"{type(self).__name__} does not define variance")
 
-    def log_prob(self, u: Tensor) -> Tensor:
-        """Log density of N(0, C), ``(*batch, *image_shape) -> (*batch,)``.
+    def whiten(self, u: Tensor) -> Tensor:
+        """The noise ``(*batch, *noise_shape)`` that `factor` makes images of.
 
         Raises
         ------
         NotImplementedError
             If C is singular, so that there is none, or it is not known.
+        ShapeError, DtypeError
+            If the images do not fit.
         """
         if not self.has_density:
             raise NotImplementedError(
@@ -99,8 +101,19 @@ class Covariance(Operator):
                 "so that images have no density"
             )
         self._check("u", u, self.image_shape)
-        constant = 0.5 * math.prod(self.image_shape) * math.log(2 * math.pi)
-        return native_batch(self._log_prob, u) - constant
+        return native_batch(self._whiten, u)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density of N(0, C), ``(*batch, *image_shape) -> (*batch,)``.
+
+        Raises
+        ------
+        NotImplementedError, ShapeError, DtypeError
+            As `whiten` does.
+        """
+        squares = self.whiten(u).square().sum(tuple(range(-len(self.noise_shape), 0)))
+        constant = math.prod(self.image_shape) * math.log(2 * math.pi)
+        return -0.5 * (squares + self._log_det() + constant)
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._forward(y)
@@ -108,12 +121,12 @@ class Covariance(Operator):
     def _factor(self, noise: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define _factor")
 
-    def _log_prob(self, u: Tensor) -> Tensor:
-        """Log density without its constant, n/2 log 2 pi."""
-        raise NotImplementedError(f"{type(self).__name__} does not define _log_prob")
+    def _whiten(self, u: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not define _whiten")
 
-    def _sum(self, values: Tensor) -> Tensor:
-        return values.sum(tuple(range(-len(self.image_shape), 0)))
+    def _log_det(self) -> Tensor:
+        """Logarithm of the determinant of C."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _log_det")
 
 
 class Isotropic(Covariance):
@@ -157,9 +170,11 @@ class Isotropic(Covariance):
     def _norm(self) -> float:
         return float(self.std) ** 2
 
-    def _log_prob(self, u: Tensor) -> Tensor:
-        log_det = math.prod(self.image_shape) * self.std.log()
-        return -0.5 * self._sum((u / self.std).square()) - log_det
+    def _whiten(self, u: Tensor) -> Tensor:
+        return u / self.std
+
+    def _log_det(self) -> Tensor:
+        return 2 * math.prod(self.image_shape) * self.std.log()
 
 
 class Diagonal(Covariance):
@@ -204,8 +219,11 @@ class Diagonal(Covariance):
     def _norm(self) -> float:
         return float(self.variances.max())
 
-    def _log_prob(self, u: Tensor) -> Tensor:
-        return -0.5 * self._sum(u.square() / self.variances + self.variances.log())
+    def _whiten(self, u: Tensor) -> Tensor:
+        return u / self.variances.sqrt()
+
+    def _log_det(self) -> Tensor:
+        return self.variances.log().sum()
 
 
 def check_log_scale(log_scale: Any) -> LogScale | None:

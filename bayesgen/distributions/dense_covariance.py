@@ -84,10 +84,12 @@ class Dense(Covariance):
     def _norm(self) -> float:
         return float(self._values[-1])
 
-    def _log_prob(self, u: Tensor) -> Tensor:
+    def _whiten(self, u: Tensor) -> Tensor:
         # The root is that of the eigenvectors, whose columns are orthogonal.
-        white = u.flatten(-len(self.image_shape)) @ self._root / self._values
-        return -0.5 * (white.square() + self._values.log()).sum(-1)
+        return u.flatten(-len(self.image_shape)) @ self._root / self._values
+
+    def _log_det(self) -> Tensor:
+        return self._values.log().sum()
 
 
 class LowRank(Covariance):
@@ -116,8 +118,8 @@ class LowRank(Covariance):
 
     modes: Tensor
     variances: Tensor
-    _weights: Tensor
-    _log_det: Tensor
+    _directions: Tensor
+    _gains: Tensor
 
     def __init__(
         self, modes: Tensor, variances: Tensor, *, log_scale: LogScale | None = None
@@ -133,19 +135,20 @@ class LowRank(Covariance):
                 f"expected (rank, {', '.join(map(str, variances.shape))}) and {variances.dtype} on "
                 f"{variances.device}, as the variances"
             )
-        super().__init__(variances.shape, (len(modes) + variances.numel(),), log_scale)
-        self.has_density = bool((variances > 0).all())
+        regular = bool((variances > 0).all())
+        count = variances.numel()
+        # Of a singular C the modes and the pixels have noise of their own.
+        shape = variances.shape if regular else torch.Size([len(modes) + count])
+        super().__init__(variances.shape, shape, log_scale)
+        self.has_density = regular
         self.register_buffer("modes", modes.clone())
         self.register_buffer("variances", variances.clone())
-        # Woodbury's identity: C^-1 = D^-1 - W^T W.
-        flat, pixels = modes.flatten(1).double(), variances.flatten().double()
-        safe = pixels if self.has_density else torch.ones_like(pixels)
-        inner = torch.eye(len(modes), dtype=torch.float64, device=modes.device)
-        root = torch.linalg.cholesky(inner + flat / safe @ flat.T)
-        weights = torch.linalg.solve_triangular(root, flat / safe, upper=False)
-        log_det = safe.log().sum() + 2 * root.diagonal().log().sum()
-        self.register_buffer("_weights", weights.to(modes), persistent=False)
-        self.register_buffer("_log_det", log_det.to(modes), persistent=False)
+        # With F D^-1/2 = U diag(w) V^T, C^1/2 = D^1/2 (I + V diag(g) V^T), 1 + g = sqrt(1 + w^2).
+        scaled = modes.double() / (variances if regular else torch.ones_like(variances)).sqrt()
+        _, widths, directions = torch.linalg.svd(scaled.flatten(1), full_matrices=False)
+        gains = (1 + widths.square()).sqrt() - 1
+        self.register_buffer("_directions", directions.to(modes), persistent=False)
+        self.register_buffer("_gains", gains.to(modes), persistent=False)
 
     @property
     def variance(self) -> Tensor:
@@ -157,12 +160,20 @@ class LowRank(Covariance):
         return seen.reshape(x.shape) + self.variances * x
 
     def _factor(self, noise: Tensor) -> Tensor:
+        if self.has_density:
+            return self.variances.sqrt() * self._amplified(noise, self._gains)
         rank = len(self.modes)
         shape = noise.shape[:-1] + self.image_shape
         common = (noise[..., :rank] @ self.modes.flatten(1)).reshape(shape)
         return common + self.variances.sqrt() * noise[..., rank:].reshape(shape)
 
-    def _log_prob(self, u: Tensor) -> Tensor:
-        seen = u.flatten(-len(self.image_shape)) @ self._weights.T
-        squares = self._sum(u.square() / self.variances) - seen.square().sum(-1)
-        return -0.5 * (squares + self._log_det)
+    def _whiten(self, u: Tensor) -> Tensor:
+        return self._amplified(u / self.variances.sqrt(), -self._gains / (1 + self._gains))
+
+    def _log_det(self) -> Tensor:
+        return self.variances.log().sum() + 2 * self._gains.log1p().sum()
+
+    def _amplified(self, values: Tensor, gains: Tensor) -> Tensor:
+        """Values with their parts along the modes amplified."""
+        parts = values.flatten(-len(self.image_shape)) @ self._directions.T * gains
+        return values + (parts @ self._directions).reshape(values.shape)

@@ -202,14 +202,6 @@ class IntegratedDeviation(Integrated):
         image = self.image.expand(*torch.Size(batch_shape), *self.A.domain_shape)
         return IntegratedDeviation(image, self.spectrum, self.std, self.scale, validate_args=False)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        self._check_value(value)
-        count = math.prod(self.event_shape)
-        rest = count - len(self.spectrum.squares)
-        log_det = self._variances().log().sum(-1) + 2 * rest * self.std.log()
-        squares = self.whiten(value).square().sum(-1)
-        return -0.5 * (squares + log_det + count * math.log(2 * math.pi))
-
     def whiten(self, value: Tensor) -> Tensor:
         """Residuals in units of their deviations, ``(*batch, k + 1)``.
 
@@ -231,6 +223,13 @@ class IntegratedDeviation(Integrated):
 
     def deviation_log_prob(self, deviation: Tensor) -> Tensor:
         return scaled_log_prob(self.spectrum.covariance, deviation, self.scale)
+
+    def _chi_square(self, value: Tensor) -> Tensor:
+        return self.whiten(value).square().sum(-1)
+
+    def _log_det(self) -> Tensor:
+        rest = math.prod(self.event_shape) - len(self.spectrum.squares)
+        return self._variances().log().sum(-1) + 2 * rest * self.std.log()
 
     def _variances(self) -> Tensor:
         """Of the data in the coordinates of the spectrum."""

@@ -29,7 +29,8 @@ class Integrated(TorchDistribution):
 
     - call ``super().__init__(image, A, std, scale, noise_shape, validate_args)``;
     - define `coloured`, :math:`C^{1/2} \xi`, and `explained`, :math:`s^2 C A^T S^{-1} r`;
-    - define `log_prob`, which begins with `_check_value`, and `expand`;
+    - define `_chi_square`, :math:`r^T S^{-1} r` for :math:`r = y - A x_0`, and `expand`;
+    - define `_log_det`, :math:`\log\det S`, or set ``is_normalised = False``;
     - define `deviation_log_prob` if u has a density.
 
     Parameters
@@ -105,6 +106,22 @@ class Integrated(TorchDistribution):
         """Log density of N(0, s^2 C)."""
         raise NotImplementedError(f"{type(self).__name__} does not define deviation_log_prob")
 
+    def chi_square(self, value: Tensor) -> Tensor:
+        r""":math:`r^T S^{-1} r` of residuals :math:`r = y - A x_0`, ``(*batch,)``.
+
+        Of data with this law it is a chi-square variable with as many degrees of freedom as data.
+        """
+        self._check_value(value)
+        return self._chi_square(value)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of data, ``(*batch,)``; without its constant unless ``is_normalised``."""
+        squares = self.chi_square(value)
+        if not self.is_normalised:
+            return -0.5 * squares
+        constant = self.event_shape.numel() * math.log(2 * math.pi)
+        return -0.5 * (squares + self._log_det() + constant)
+
     def deviation(self, value: Tensor) -> Tensor:
         r"""Mean of the deviation given the data, :math:`s^2 C A^T S^{-1} (y - A x_0)`."""
         self._check_value(value)
@@ -125,6 +142,12 @@ class Integrated(TorchDistribution):
         data = self.A(self.deviated(torch.randn(lead + self.noise_shape, **kind)))
         noise = torch.randn(lead + self.event_shape, **kind)
         return data + lifted(self.std, len(self.event_shape)) * noise
+
+    def _chi_square(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not define _chi_square")
+
+    def _log_det(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not define _log_det")
 
     def _check_value(self, value: Tensor) -> None:
         if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:
@@ -276,6 +299,15 @@ class Deviation(TorchDistribution):
     def from_noise(self, noise: Tensor) -> Tensor:
         """The draw that standard normal numbers ``(*sample, *batch, *noise_shape)`` make."""
         return self.covariance.factor(noise)
+
+    def whiten(self, value: Tensor) -> Tensor:
+        """Standard normal numbers in the shape of the image that they make."""
+        return self.covariance.whiten(value).reshape(value.shape)
+
+    def colour(self, value: Tensor) -> Tensor:
+        """The image that such numbers make; inverse of `whiten`."""
+        lead = value.shape[: value.ndim - len(self.event_shape)]
+        return self.from_noise(value.reshape(lead + self.noise_shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape + self.noise_shape

@@ -115,16 +115,6 @@ class IteratedDeviation(Integrated):
             validate_args=False,
         )
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Without the constant."""
-        self._check_value(value)
-        difference = value - self.mean
-        solved = self._solved(difference)
-        # The error is of second order in that of the solution.
-        dims = tuple(range(-len(self.event_shape), 0))
-        quadratic = 2 * (difference * solved).sum(dims) - (solved * self._covered(solved)).sum(dims)
-        return -0.5 * quadratic
-
     def coloured(self, noise: Tensor) -> Tensor:
         return noise if self.covariance is None else self.covariance.factor(noise)
 
@@ -133,6 +123,13 @@ class IteratedDeviation(Integrated):
 
     def deviation_log_prob(self, deviation: Tensor) -> Tensor:
         raise NotImplementedError("IteratedDeviation: densities lack their constant")
+
+    def _chi_square(self, value: Tensor) -> Tensor:
+        difference = value - self.mean
+        solved = self._solved(difference)
+        # The error is of second order in that of the solution.
+        dims = tuple(range(-len(self.event_shape), 0))
+        return 2 * (difference * solved).sum(dims) - (solved * self._covered(solved)).sum(dims)
 
     def _solved(self, difference: Tensor) -> Tensor:
         """The inverse of the covariance applied to data."""

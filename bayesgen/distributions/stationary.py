@@ -113,13 +113,11 @@ class Stationary(Covariance):
         full: Tensor = irfft2(rfft2(values, s=self._grid) * weights, s=self._grid)
         return full[..., :height, :width]
 
-    def _log_prob(self, u: Tensor) -> Tensor:
-        if u.numel() == 0:
-            return self._sum(u)
-        transformed = fft2(u, norm="ortho")
-        power = fft2(irfft2(self._power, s=self._grid)).real
-        squares = transformed.real.square() + transformed.imag.square()
-        return -0.5 * self._sum(squares / power + power.log())
+    def _whiten(self, u: Tensor) -> Tensor:
+        return self._filtered(u, self._power.rsqrt())
+
+    def _log_det(self) -> Tensor:
+        return fft2(irfft2(self._power, s=self._grid)).real.log().sum()
 
 
 def mean_autocovariance(images: Tensor, *, wrap: bool) -> Tensor:

@@ -100,14 +100,6 @@ class StructuredDeviation(Integrated):
         total = self._factor.square().sum(-1).reshape(self._batch + self.event_shape)
         return total.expand(self.batch_shape + self.event_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        self._check_value(value)
-        residual = flattened(value - self.mean, len(self.event_shape)).unsqueeze(-1)
-        white = torch.linalg.solve_triangular(self._factor, residual, upper=False).squeeze(-1)
-        log_det = 2 * self._factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = self.event_shape.numel() * math.log(2 * math.pi)
-        return -0.5 * (white.square().sum(-1) + log_det + constant)
-
     def coloured(self, noise: Tensor) -> Tensor:
         return self.deviation_law.colour(noise)
 
@@ -120,6 +112,14 @@ class StructuredDeviation(Integrated):
     def deviation_log_prob(self, deviation: Tensor) -> Tensor:
         units = deviation / lifted(self.scale, len(self.noise_shape))
         return self.deviation_law.log_prob(units) - self.noise_shape.numel() * self.scale.log()
+
+    def _chi_square(self, value: Tensor) -> Tensor:
+        residual = flattened(value - self.mean, len(self.event_shape)).unsqueeze(-1)
+        white = torch.linalg.solve_triangular(self._factor, residual, upper=False).squeeze(-1)
+        return white.square().sum(-1)
+
+    def _log_det(self) -> Tensor:
+        return 2 * self._factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     @property
     def _batch(self) -> torch.Size:

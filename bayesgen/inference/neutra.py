@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +22,7 @@ from bayesgen.inference.guides import Guide, Guides, Parameters, check_guide
 from bayesgen.inference.hmc import HMC
 from bayesgen.inference.mala import MALA
 from bayesgen.inference.nuts import NUTS
-from bayesgen.inference.variational import Variational
+from bayesgen.inference.variational import Variational, VariationalState
 from bayesgen.model_sites import isolated
 from bayesgen.recording import record
 from bayesgen.types import Density, check_count
@@ -112,23 +113,26 @@ class NeuTraState(NamedTuple):
     position, log_prob
         Points ``(*problems, chains, n)`` in the original coordinates, and their log density there.
     inner
-        State of the sampler, in those of the base space.
+        State of the sampler, in those of the base space; None before the first step.
     transport
-        The maps between them.
+        The maps between them, likewise.
+    guides
+        The guides before they are fitted, by the first step; None from then on.
     """
 
     position: Tensor
     log_prob: Tensor
     inner: Any
-    transport: Transport
+    transport: Transport | None
+    guides: VariationalState | None
 
 
 @dataclass(frozen=True)
 class NeuTra(Sampler):
     """Neural transport: a guide is fitted, and a sampler runs where the guide is standard normal.
 
-    Each problem's guide is fitted by `Variational` before warm-up. The sampler's Metropolis test is
-    on the true density in the guide's coordinates (Pyro's `NeuTraReparam` gives the map and its
+    Each problem's guide is fitted by `Variational` in the first step. The sampler's Metropolis test
+    is on the true density in the guide's coordinates (Pyro's `NeuTraReparam` gives the map and its
     volume), so draws are exact however poor the guide; what a poor one costs is mixing. A guide
     settles on one mode, and warped chains seldom find another: for several modes take ``"smc"``.
 
@@ -144,7 +148,7 @@ class NeuTra(Sampler):
     sampler
         The exact sampler that runs in the base space.
     steps
-        Most steps the guide is fitted for.
+        Most steps the guide is fitted for; a bound that still rises then is told in a warning.
 
     References
     ----------
@@ -174,32 +178,29 @@ class NeuTra(Sampler):
             )
 
     def init(self, log_density: Density, position: Tensor) -> NeuTraState:
-        """Fit a guide to each problem, and start the sampler in its coordinates."""
-        # The map is a setting of the sampler, not a draw: a fixed stream will do.
-        rng = torch.Generator(position.device).manual_seed(0)
-        training = Variational(self.guide, max_iterations=self.steps)
-        fitted = training.init(log_density, position[..., :1, None, :])
-        if not fitted.guides.has_transform:
+        """A guide for each problem, to be fitted by the first step.
+
+        Raises
+        ------
+        OptionError
+            If the guide has no transform.
+        """
+        guides = self._training.init(log_density, position[..., :1, None, :])
+        if not guides.guides.has_transform:
             raise OptionError(
-                f"guide: {type(fitted.guides.module).__name__} has no get_transform; expected a "
+                f"guide: {type(guides.guides.module).__name__} has no get_transform; expected a "
                 "guide that transforms noise, such as 'iaf'"
             )
-        for _ in range(self.steps):
-            if training.finished(fitted):
-                break
-            fitted, _ = training.step(log_density, fitted, rng)
-        transport = Transport(fitted.guides, fitted.average)
-        warped = Warped(log_density, transport)
-        w = torch.randn(position.shape, generator=rng, dtype=position.dtype, device=rng.device)
-        # Where the map leaves the domain of the model, its centre is a start.
-        inside = torch.isfinite(warped.value_and_grad(w)[0])
-        inner = self.sampler.init(warped, torch.where(inside.unsqueeze(-1), w, 0.0))
-        return _state(inner, transport)
+        log_prob, _ = log_density.value_and_grad(position)
+        return NeuTraState(position, log_prob, None, None, guides)
 
     def step(
         self, log_density: Density, state: NeuTraState, rng: torch.Generator
     ) -> tuple[NeuTraState, Any]:
-        """One step of the sampler."""
+        """One step of the sampler; the first one fits the guides before."""
+        if state.guides is not None:
+            state = self._fitted(log_density, state.guides, state.position, rng)
+        assert state.transport is not None
         warped = Warped(log_density, state.transport)
         inner, info = self.sampler.step(warped, state.inner, rng)
         state = _state(inner, state.transport)
@@ -214,8 +215,38 @@ class NeuTra(Sampler):
         """Tune the sampler; the map stays."""
         return state._replace(inner=self.sampler.adapt(state.inner, info, iteration, warmup))
 
+    @property
+    def _training(self) -> Variational:
+        return Variational(self.guide, max_iterations=self.steps)
+
+    def _fitted(
+        self, log_density: Density, guides: VariationalState, position: Tensor, rng: torch.Generator
+    ) -> NeuTraState:
+        """The sampler at draws of the fitted guides, as many as positions, in their coordinates."""
+        for _ in range(self.steps):
+            if self._training.finished(guides):
+                break
+            guides, _ = self._training.step(log_density, guides, rng)
+        # From the first reduction of the learning rate on a map is refined, no longer found.
+        rising = ~guides.progress.stalled
+        if guides.reductions == 0 and bool(rising.any()):
+            warnings.warn(
+                f"neutra: the evidence bounds of {int(rising.sum())} of {rising.numel()} guides "
+                f"still rose after {self.steps} steps; draws are exact all the same, but may mix "
+                "slowly. Raise steps, or begin nearer to the posterior with start='map'",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        transport = Transport(guides.guides, guides.average)
+        warped = Warped(log_density, transport)
+        w = torch.randn(position.shape, generator=rng, dtype=position.dtype, device=rng.device)
+        # Where the map leaves the domain of the model, its centre is a start.
+        inside = torch.isfinite(warped.value_and_grad(w)[0])
+        inner = self.sampler.init(warped, torch.where(inside.unsqueeze(-1), w, 0.0))
+        return _state(inner, transport)
+
 
 def _state(inner: Any, transport: Transport) -> NeuTraState:
     with torch.no_grad():
         position, log_det = transport(inner.position)
-    return NeuTraState(position, inner.log_prob - log_det, inner, transport)
+    return NeuTraState(position, inner.log_prob - log_det, inner, transport, None)

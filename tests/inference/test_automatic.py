@@ -13,7 +13,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from bayesgen import LogDensity
-from bayesgen.distributions import TotalVariation
+from bayesgen.covariances import Isotropic, Stationary
+from bayesgen.distributions import Deviation, TotalVariation
 from bayesgen.inference.automatic import choose_method
 
 Model = Callable[[Tensor], None]
@@ -85,6 +86,20 @@ def edges(y: Tensor) -> None:
     see(u[0, :3], y)
 
 
+NEIGHBOURS = torch.tensor([[1.0, *[0.1] * 9], *[[0.1] + [0.0] * 9] * 9])
+SMOOTH = Stationary(NEIGHBOURS, (10, 10))
+
+
+def correlated(y: Tensor) -> None:
+    z, u = normal(3), pyro.sample("u", Deviation(SMOOTH))
+    see(z.tanh() + u[0, :3], y)
+
+
+def white(y: Tensor) -> None:
+    u = pyro.sample("u", Deviation(Isotropic((2, 3), 0.5)))
+    see(u.sum(0), y)
+
+
 CASES: dict[str, tuple[Model, str, str]] = {
     "small": (small, "smc", r"z \(3 unknowns\) has .*proper prior.*to temper"),
     "two sites": (two_sites, "smc", r"s \(1 unknown\) and z \(3 unknowns\) have .*proper priors"),
@@ -93,6 +108,8 @@ CASES: dict[str, tuple[Model, str, str]] = {
     "improper": (improper, "nuts", r"the prior of z \(3 unknowns\) is improper"),
     "linear": (linear, "gibbs", r"the posterior of z \(3 unknowns\) is Gaussian"),
     "relaxed": (relaxed, "gibbs", r"u \(100 unknowns\) is Gaussian.*z \(3 unknowns\) follows"),
+    "correlated": (correlated, "gibbs", r"u \(100 unknowns\) is Gaussian.*z \(3 unknowns\) f"),
+    "white": (white, "gibbs", r"the posterior of u \(6 unknowns\) is Gaussian"),
     "slightly relaxed": (slightly_relaxed, "smc", "small enough to temper"),
     "sparse": (sparse, "gibbs", r"Laplace prior of u \(3 unknowns\).*z \(3 unknowns\) follows"),
     "bent spikes": (bent_spikes, "pmala", r"the prior of u \(3 unknowns\) has kinks"),

@@ -29,6 +29,9 @@ from bayesgen.inference.hmc import HMCInfo, HMCState, _kinetic, _leapfrog, _like
 from bayesgen.inference.runner import run_sampler
 from bayesgen.types import Density
 
+# Guides are fitted for too few steps on purpose: draws are exact all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:neutra. the evidence bounds:RuntimeWarning")
+
 # Every sampler with settings that make the checks quick. One that is missing fails the suite.
 SAMPLERS: dict[str, Sampler | Population] = {
     "hmc": HMC(),

@@ -14,7 +14,8 @@ from scipy import stats
 from torch import Tensor
 
 from bayesgen import infer
-from bayesgen.distributions import StructuredNormal
+from bayesgen.covariances import Covariance, Dense, LowRank, Stationary
+from bayesgen.distributions import Deviation, StructuredNormal
 from bayesgen.errors import ModelError, OptionError
 from bayesgen.gaussian_blocks import cholesky_factor
 from bayesgen.inference import HMC, MALA, METHODS, NUTS, Sampler, gaussian_draws, gibbs, run_sampler
@@ -25,7 +26,7 @@ from bayesgen.inference.gibbs import Gibbs, blocks_of
 from bayesgen.log_density import LogDensity
 from bayesgen.models.linear import LinearGenerator
 from bayesgen.operators import Matrix
-from bayesgen.regularisers import relaxed
+from bayesgen.regularisers import relaxed, soft_range
 
 float64 = torch.float64
 Model = Callable[[Tensor], None]
@@ -218,6 +219,89 @@ def test_relaxed_model_all_in_one_block(rng: torch.Generator) -> None:
     assert bool((run.stats["acceptance_rate"] == 1).all()) and int(run.stats["n_steps"].max()) == 0
     expected = log_density.value_and_grad(run.position.flatten(0, 1))[0]
     torch.testing.assert_close(run.log_prob.flatten(), expected)
+
+
+ROOT = random(6, 6, seed=7)
+COVARIANCES: dict[str, Callable[[], Covariance]] = {
+    "dense": lambda: Dense(0.1 * ROOT.T @ ROOT + 0.1 * torch.eye(6).double(), (2, 3)),
+    "low rank": lambda: LowRank(ROOT[:2].reshape(2, 2, 3), 0.1 + ROOT[3].square().reshape(2, 3)),
+    "stationary": lambda: Stationary(
+        torch.tensor([[1.0, 0.3, 0.3], [0.4, 0.1, 0.1]], dtype=float64), (2, 3)
+    ),
+}
+
+
+class SoftRange:
+    """Deviations of a covariance as a site, where the law of the image has a closed form."""
+
+    A = Matrix(Linear.matrix, (2, 3))
+    mean, scale = random(2, 3, seed=3), 0.7
+
+    def __init__(self, kind: str) -> None:
+        self.covariance = COVARIANCES[kind]()
+
+    def image(self) -> tuple[Tensor, Tensor]:
+        eye, weight, rows = torch.eye(6, dtype=float64), Linear.weight, Linear.matrix
+        C = self.covariance(eye.reshape(6, 2, 3)).reshape(6, 6)
+        prior = weight @ weight.T + self.scale**2 * C
+        gain = prior @ rows.T
+        gain = gain @ torch.linalg.inv(rows @ gain + Linear.sigma**2 * torch.eye(4).double())
+        mean = self.mean.flatten()
+        return mean + gain @ (Linear.y - rows @ mean), prior - gain @ rows @ prior
+
+    def report(self, scale: float | None = None, **options: Any) -> MethodReport:
+        weight = Linear.weight.reshape(2, 3, 2)
+        G = LinearGenerator.from_tensors(weight, self.mean, noise_level=0.1)
+        s = self.scale if scale is None else scale
+        model = soft_range(
+            G, self.A, Linear.sigma, covariance=self.covariance, scale=s, integrated=False
+        )
+        options = {"chains": 200, "draws": 20, "progress": False} | options
+        found = infer(model, Linear.y, **options)
+        assert found.attributes["method"] == "gibbs"
+        return moment_report("", found.draws("x").flatten(-2), *self.image())
+
+
+@pytest.mark.parametrize("kind", COVARIANCES)
+def test_soft_range_is_drawn_exactly(kind: str) -> None:
+    problem = SoftRange(kind)
+    problem.report(method=Gibbs(), warmup=0).raise_if_failed()
+    # The mutant has another scale.
+    assert not problem.report(1.2 * problem.scale, method=Gibbs(), warmup=0).passed
+
+
+def test_a_root_that_is_not_the_inverse_of_whitening_is_refused() -> None:
+    C = COVARIANCES["low rank"]()
+
+    def model(y: Tensor) -> None:
+        u = pyro.sample("u", Deviation(C))
+        pyro.sample("y", dist.Normal(u.sum(0), 0.3).to_event(1), obs=y)
+
+    y = random(3)
+    assert not blocks_of(LogDensity(model, y)).refused
+    with mock.patch.object(LowRank, "_factor", lambda C, noise: C.variances.sqrt() * noise):
+        refused = blocks_of(LogDensity(model, y)).refused
+    assert refused == {"u": "whiten and colour of its prior are not inverse"}
+
+
+@pytest.mark.slow
+def test_soft_range_with_a_latent_scale() -> None:
+    """The deviation as a site, drawn exactly, agrees with the form that integrates it out."""
+    problem, features = SoftRange("dense"), []
+    G = LinearGenerator.from_tensors(Linear.weight.reshape(2, 3, 2), problem.mean, noise_level=0.1)
+    law = dist.LogNormal(torch.zeros((), dtype=float64), 0.3)
+    for integrated, method in ((False, Gibbs()), (True, HMC())):
+        model = soft_range(
+            G, problem.A, 0.3, covariance=problem.covariance, scale=law, integrated=integrated
+        )
+        options: dict[str, Any] = {"draws": 30, "warmup": 40, "progress": False}
+        found = infer(model, Linear.y, method=method, chains=150, **options)
+        x = found.draws("x").flatten(2)
+        both = torch.cat([x, x.square(), found.draws("scale").unsqueeze(-1)], -1)
+        features.append(both.mean(1))
+    error = (features[0].var(0) / 150 + features[1].var(0) / 150).sqrt()
+    z = (features[0].mean(0) - features[1].mean(0)) / error
+    assert float(z.abs().max()) < stats.norm.isf(FALSE_ALARM / (2 * len(z)))
 
 
 class GaussianModel(LogDensity):

@@ -20,11 +20,18 @@ from bayesgen.inference.guides import make_guides
 from bayesgen.inference.neutra import NeuTra, NeuTraState, Transport, Warped
 from bayesgen.inference.runner import Run
 from bayesgen.inference.targets import Banana, Funnel, GaussianTarget, Target
+from bayesgen.inference.variational import Variational
+
+# Guides are fitted for too few steps on purpose: draws are exact all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:neutra. the evidence bounds:RuntimeWarning")
 
 float64 = torch.float64
 # Bent as much as a flow of two transforms can straighten: for the tails of sharper ones, chains
 # need many more draws than these.
 BANANA = Banana(width=1.0, bend=0.5)
+NARROW = GaussianTarget(
+    torch.zeros(2, dtype=float64), torch.tensor([[1.0, 0.99], [0.99, 1.0]], dtype=float64)
+)
 
 
 def sample(method: Sampler, target: Target, draws: int = 200, warmup: int = 150) -> Run:
@@ -63,12 +70,9 @@ def test_moments_of_a_banana(bananas: Run) -> None:
 
 
 def test_the_map_whitens() -> None:
-    narrow = GaussianTarget(
-        torch.zeros(2, dtype=float64), torch.tensor([[1.0, 0.99], [0.99, 1.0]], dtype=float64)
-    )
-    found = sample(NeuTra(guide="multivariate", steps=300), narrow, draws=100)
-    check(found, narrow).raise_if_failed()
-    plain = sample(HMC(), narrow, draws=100)
+    found = sample(NeuTra(guide="multivariate", steps=300), NARROW, draws=100)
+    check(found, NARROW).raise_if_failed()
+    plain = sample(HMC(), NARROW, draws=100)
     assert float(plain.stats["step_size"].mean()) < 0.3 < float(found.stats["step_size"].mean())
 
 
@@ -79,7 +83,7 @@ class Untrained(NeuTra):
         transport = perturbed("iaf", 1, position.shape[-1])
         inner = self.sampler.init(Warped(log_density, transport), position)
         at, _ = transport(inner.position)
-        return NeuTraState(at, inner.log_prob, inner, transport)
+        return NeuTraState(at, inner.log_prob, inner, transport, None)
 
 
 def test_a_poor_map_is_no_bias() -> None:
@@ -150,6 +154,42 @@ def test_problems_in_single_precision() -> None:
         covariance = 0.8 * torch.eye(2, dtype=float64)
         moment_report("neutra", draws, mean.double(), covariance).raise_if_failed()
     assert found.attributes["exact"] is True
+
+
+# --------------------------------------------------------------------------- the fit
+
+
+def fitted(seed: int, steps: int = 100) -> NeuTraState:
+    method, rng = NeuTra(guide="multivariate", steps=steps), torch.Generator().manual_seed(seed)
+    start = torch.ones(3, 2, dtype=float64)
+    return run_sampler(method, NARROW, start, rng, draws=1, warmup=0).state
+
+
+class Hasty(NeuTra):
+    """Content with a bound that rises by less than five nats."""
+
+    @property
+    def _training(self) -> Variational:
+        return Variational(self.guide, max_iterations=self.steps, learning_rate=0.2, tolerance=5.0)
+
+
+def test_guides_are_fitted_by_the_numbers_of_the_run() -> None:
+    w = torch.ones(1, 2, dtype=float64)
+    maps = [state.transport(w)[0] for state in map(fitted, (1, 1, 2)) if state.transport]
+    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
+
+
+@pytest.mark.filterwarnings("error")
+def test_guides_that_were_still_rising_are_told() -> None:
+    message = "neutra: the evidence bounds of 1 of 1 guides still rose after 100 steps"
+    with pytest.warns(RuntimeWarning, match=message):
+        fitted(0)
+    # Settled: no warning, and nothing is fitted twice.
+    method, rng = Hasty(guide="multivariate", steps=210), torch.Generator().manual_seed(0)
+    start = torch.zeros(4, 2, dtype=float64)
+    found = run_sampler(method, NARROW, start, rng, draws=2, warmup=0)
+    again, _ = method.step(NARROW, found.state, rng)
+    assert again.transport is found.state.transport and again.guides is None
 
 
 # --------------------------------------------------------------------------- bad input

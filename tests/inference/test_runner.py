@@ -40,6 +40,9 @@ from bayesgen.inference import (
 from bayesgen.inference.checks import GaussianTarget
 from bayesgen.inference.runner import Run, run_optimiser, run_population, run_sampler
 
+# Guides are fitted for too few steps on purpose: draws are exact all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:neutra. the evidence bounds:RuntimeWarning")
+
 TARGET = GaussianTarget.with_condition(3, 10.0)
 # Every method; one that is missing fails the suite.
 ALL: dict[str, Method] = {
