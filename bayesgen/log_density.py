@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -48,6 +49,9 @@ from bayesgen.structure import (
 from bayesgen.traces import log_prob_of_sites, prior_and_likelihood
 from bayesgen.types import Split
 
+# Recording takes as long as some fifty evaluations through Pyro; fewer are not worth it.
+RECORD_AFTER = 30
+
 
 class LogDensity:
     """Unnormalised log posterior density of a conditioned Pyro model.
@@ -63,8 +67,9 @@ class LogDensity:
         If true, the leading axis of every tensor in ``args`` and ``kwargs`` counts independent
         problems of the same model, which are evaluated together.
     compile
-        Record the evaluation as a graph of tensor operations (default: it saves the cost of
-        Pyro's handlers, which exceeds that of a small generator). ``False`` is for debugging.
+        Record the evaluation as a graph of tensor operations once it has been asked for thirty
+        times (default: it saves the cost of Pyro's handlers, which exceeds that of a small
+        generator). ``False`` is for debugging.
 
     Attributes
     ----------
@@ -122,6 +127,7 @@ class LogDensity:
             _is_identity(site.transform) for site in self.sites.latent.values()
         )
         self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._calls: Counter[tuple[Any, ...]] = Counter()
         self.vectorised = True
         self._choose_evaluation()
 
@@ -308,6 +314,9 @@ class LogDensity:
         if not (self.compile and self.vectorised):
             return fn
         key = (name, *rows.shape)
+        self._calls[key] += 1
+        if self._calls[key] <= RECORD_AFTER:
+            return fn
         if key not in self._graphs:
             try:
                 with isolated():

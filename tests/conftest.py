@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
+def recorded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log densities are recorded as graphs at once, however rarely they are evaluated."""
+    monkeypatch.setattr("bayesgen.log_density.RECORD_AFTER", 0)
+
+
+@pytest.fixture
 def rng() -> torch.Generator:
     """A fresh, seeded generator."""
     return torch.Generator().manual_seed(0)

@@ -20,6 +20,8 @@ from bayesgen.gaussian_blocks import GaussianBlock, GaussianBlocks, find_gaussia
 from bayesgen.log_density import LogDensity
 from bayesgen.traces import normalised_residuals
 
+pytestmark = pytest.mark.usefixtures("recorded_at_once")
+
 float64 = torch.float64
 Model = Callable[[Tensor], None]
 

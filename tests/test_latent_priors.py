@@ -18,6 +18,8 @@ from bayesgen.inference import MAP
 from bayesgen.latent_priors import LatentPrior, box, own, sphere
 from bayesgen.models import Generator, LinearGenerator
 
+pytestmark = pytest.mark.usefixtures("recorded_at_once")
+
 float64 = torch.float64
 SIGMA = 0.3
 LATENT = {"own": own(), "sphere": sphere(), "small": sphere(0.5), "box": box(1.5)}

@@ -18,6 +18,8 @@ from bayesgen._batching import native_batch
 from bayesgen.errors import DataError, DtypeError, ModelError, OptionError, ShapeError
 from bayesgen.log_density import LogDensity
 
+pytestmark = pytest.mark.usefixtures("recorded_at_once")
+
 float64 = torch.float64
 
 
@@ -184,6 +186,23 @@ def test_recorded_loop_and_uncompiled_evaluations_agree(name: str, rng: torch.Ge
         for other in (recorded, loop):
             for a, b in zip(other.value_and_grad(batch), expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_evaluated_a_few_times_only_is_not_recorded(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recording pays from some tens of evaluations on, and changes nothing but rounding."""
+    monkeypatch.setattr("bayesgen.log_density.RECORD_AFTER", 3)
+    log_density = LogDensity(plates, DATA)
+    v = log_density.prior_draws(5, rng)
+    found = []
+    for call in range(5):
+        found.append(log_density.value_and_grad(v))
+        log_density.value_and_grad(v[:2])
+        assert len(log_density._graphs) == (2 if call >= 3 else 0)
+    for value, gradient in found[1:]:
+        torch.testing.assert_close(value, found[0][0], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-10, atol=1e-10)
 
 
 def test_chains_as_many_as_data_are_not_broadcast_against_them(rng: torch.Generator) -> None:

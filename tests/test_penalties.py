@@ -26,6 +26,8 @@ from bayesgen.penalties import (
 )
 from bayesgen.recording import record
 
+pytestmark = pytest.mark.usefixtures("recorded_at_once")
+
 float64 = torch.float64
 SHAPE = (6, 5)
 WEIGHT, SMOOTHING = 1.7, 0.05

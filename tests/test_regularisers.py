@@ -17,6 +17,8 @@ from bayesgen.errors import DtypeError, OptionError, ShapeError
 from bayesgen.inference import MAP
 from bayesgen.models import VAE, LinearGenerator, StructuredVAE
 
+pytestmark = pytest.mark.usefixtures("recorded_at_once")
+
 R = bg.regularisers
 float64 = torch.float64
 ZERO = torch.zeros((), dtype=float64)

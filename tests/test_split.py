@@ -15,6 +15,8 @@ from bayesgen.inference.checks import GaussianTarget, moment_report
 from bayesgen.inference.standardised import Standardised
 from bayesgen.log_density import LogDensity
 
+pytestmark = pytest.mark.usefixtures("recorded_at_once")
+
 float64 = torch.float64
 
 

@@ -18,6 +18,8 @@ from bayesgen.log_density import LogDensity
 from bayesgen.operators import GaussianMatrix
 from bayesgen.traces import normalised_residuals
 
+pytestmark = pytest.mark.usefixtures("recorded_at_once")
+
 float64 = torch.float64
 Model = Callable[[Tensor], None]
 

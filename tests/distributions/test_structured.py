@@ -28,6 +28,8 @@ from bayesgen.log_density import LogDensity
 from bayesgen.model_sites import isolated
 from bayesgen.numerics import gradient_error
 
+pytestmark = pytest.mark.usefixtures("recorded_at_once")
+
 float64 = torch.float64
 SIZES = [(3, 4, 0), (3, 4, 1), (5, 3, 2), (4, 5, 3), (2, 3, 3), (1, 5, 2), (1, 1, 1)]
 
