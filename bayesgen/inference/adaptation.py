@@ -1,4 +1,4 @@
-"""Warm-up: dual averaging of the step size, pooled estimate of the scales, and their schedule.
+"""Warm-up: dual averaging of the step size, pooled estimates of the scales, and their schedule.
 
 All quantities carry leading axes for independent problems and keep the chain axis with length one,
 so that they broadcast against positions of shape ``(*problems, chains, num_dims)``.
@@ -101,6 +101,59 @@ class PooledVariance(NamedTuple):
         n = self.points
         variance = self.sum_of_squares / max(n - 1, 1)
         return variance * (n / (n + 5.0)) + 1e-3 * (5.0 / (n + 5.0))
+
+
+class PooledCovariance(NamedTuple):
+    """Running covariance over chains and iterations together.
+
+    Attributes
+    ----------
+    points
+        Number of points seen.
+    mean
+        Their mean, ``(*problems, 1, num_dims)``.
+    products
+        Sum of products of deviations from the mean, ``(*problems, num_dims, num_dims)``.
+    """
+
+    points: int
+    mean: Tensor
+    products: Tensor
+
+    @classmethod
+    def start(cls, position: Tensor) -> PooledCovariance:
+        """Nothing seen yet."""
+        zero = torch.zeros_like(position[..., :1, :])
+        return cls(0, zero, zero.mT @ zero)
+
+    def update(self, position: Tensor) -> PooledCovariance:
+        """Add one point from every chain."""
+        chains = position.shape[-2]
+        mean = position.mean(-2, keepdim=True)
+        centred = position - mean
+        count = self.points + chains
+        shift = mean - self.mean
+        return PooledCovariance(
+            count,
+            self.mean + shift * (chains / count),
+            self.products
+            + centred.mT @ centred
+            + shift.mT @ shift * (self.points * chains / count),
+        )
+
+    def estimate(self) -> Tensor:
+        """Covariance, its correlations shrunk as much as so few points, not independent, ask for.
+
+        Without correlations it is what `PooledVariance` estimates.
+        """
+        n, num_dims = self.points, self.mean.shape[-1]
+        squares = self.products.diagonal(dim1=-2, dim2=-1)[..., None, :]
+        variance = PooledVariance(n, self.mean, squares).estimate()
+        deviation = (squares.clamp(min=torch.finfo(squares.dtype).tiny)).sqrt()
+        correlation = self.products / (deviation.mT * deviation) * (n / (n + 10.0 * num_dims))
+        correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        spread = variance.sqrt()
+        return correlation * spread.mT * spread
 
 
 class Schedule(NamedTuple):

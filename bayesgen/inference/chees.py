@@ -23,6 +23,7 @@ from bayesgen.inference.hmc import (
     metropolis,
     propose,
 )
+from bayesgen.inference.masses import whiten
 from bayesgen.types import Density, check_count, check_positive
 
 # Of Adam on the logarithm of the trajectory's length: rate, and decay of the mean square. The
@@ -101,17 +102,20 @@ class ChEESState(NamedTuple):
 
 @dataclass(frozen=True)
 class ChEES(Sampler):
-    """Hamiltonian Monte Carlo with the trajectory length that makes chains move farthest.
+    """Hamiltonian Monte Carlo with the trajectory length that makes chains move farthest for it.
 
     All chains of a problem follow trajectories of the same length u T, with u in (0, 1) from
     Halton's sequence. Warm-up climbs the expected change of the estimated squared distance from
-    the mean,
+    the mean, for a unit of length,
 
-    .. math:: \\tfrac14 \\mathrm{E} [ (|q' - \\mathrm{E} q'|^2 - |q - \\mathrm{E} q|^2)^2 ] ,
+    .. math::
+        \\tfrac14 \\mathrm{E} [ (|q' - \\mathrm{E} q'|^2 - |q - \\mathrm{E} q|^2)^2 ]
+        \\, / \\, \\mathrm{E} [u T] ,
 
-    in units of the masses, by its derivative with respect to T, averaged over chains. In lockstep
-    no chain waits for another, as it does in NUTS. It needs at least two chains and is at its best
-    with dozens, all of which should start near the typical set.
+    in units of the masses, by its derivative with respect to T, averaged over chains. (Hoffman et
+    al. do not divide by the length; their trajectories may be several times as long, at the price
+    of as many gradients.) In lockstep no chain waits for another, as it does in NUTS. It needs at
+    least two chains and is at its best with dozens, all of which should start near the typical set.
 
     Parameters
     ----------
@@ -120,9 +124,9 @@ class ChEES(Sampler):
         posteriors that are independent Gaussians in units of the masses; their mean trajectory
         is then a quarter of a period.
     target_acceptance
-        Harmonic mean of acceptances that warm-up tunes the step size to. 0.651 is optimal for
-        HMC in high dimension (Beskos et al. 2013); the harmonic mean guards the chains that fare
-        worst.
+        Harmonic mean of acceptances that warm-up tunes the step size to; it guards the chains
+        that fare worst. 0.651 is optimal for HMC in high dimension (Beskos et al. 2013), 0.8 for
+        the short trajectories that the criterion finds.
     step_size
         First step size, or the fixed one if there is no warm-up; by default found by doubling or
         halving until the acceptance of one step crosses the target.
@@ -130,6 +134,9 @@ class ChEES(Sampler):
         Largest number of leapfrog steps a trajectory may take.
     adapt_mass
         Whether warm-up estimates the posterior variances, pooled over chains.
+    dense_mass
+        Whether it estimates correlations too (default), which are shrunk as far as so few draws
+        ask for. Above 256 coordinates it never does.
 
     References
     ----------
@@ -139,18 +146,19 @@ class ChEES(Sampler):
     Examples
     --------
     >>> ChEES(max_steps=200)
-    ChEES(trajectory=3.141592653589793, target_acceptance=0.651, step_size=None, max_steps=200, \
-adapt_mass=True)
+    ChEES(trajectory=3.141592653589793, target_acceptance=0.8, step_size=None, max_steps=200, \
+adapt_mass=True, dense_mass=True)
     """
 
     name = "chees"
     reference = "Hoffman, Radul and Sountsov (2021), ChEES-HMC"
 
     trajectory: float = math.pi
-    target_acceptance: float = 0.651
+    target_acceptance: float = 0.8
     step_size: float | None = None
     max_steps: int = 256
     adapt_mass: bool = True
+    dense_mass: bool = True
 
     def __post_init__(self) -> None:
         check_positive("trajectory", self.trajectory)
@@ -171,7 +179,13 @@ adapt_mass=True)
                 f"chains: got {position.shape[-2]}; ChEES learns from the spread of chains and "
                 "expected at least 2; use 'hmc' or 'nuts' for a single chain"
             )
-        chains = hamiltonian_init(log_density, position, self.step_size, self.target_acceptance)
+        chains = hamiltonian_init(
+            log_density,
+            position,
+            self.step_size,
+            self.target_acceptance,
+            dense=self.dense_mass,
+        )
         length = torch.full_like(position[..., 0, 0], self.trajectory)
         return ChEESState(chains, LengthSearch.start(length), 0)
 
@@ -183,7 +197,9 @@ adapt_mass=True)
         length = halton(iteration) * state.search.log_length.exp()
         num_steps = count_steps(state.chains, length, self.max_steps)
         proposal = propose(log_density, state.chains, rng, num_steps)
-        slope = length * length_slope(state.chains, proposal)
+        # Whole steps: a trajectory shorter than one would be taken to gain much for its length.
+        taken = num_steps * state.chains.step_size.log().mean((-2, -1)).exp()
+        slope = rate_slope(state.chains, proposal, taken)
         chains, info = metropolis(state.chains, proposal, rng)
         return ChEESState(chains, state.search._replace(slope=slope), iteration), info
 
@@ -215,10 +231,12 @@ adapt_mass=True)
         return ChEESState(chains, search, state.iteration)
 
 
-def length_slope(state: HMCState, proposal: Proposal) -> Tensor:
-    """Derivative of the ChEES criterion by the trajectory's length, ``(*problems,)``.
+def rate_slope(state: HMCState, proposal: Proposal, length: Tensor) -> Tensor:
+    """Derivative by log T of the criterion for a unit of length, ``(*problems,)``.
 
-    Up to a factor; acceptances weigh the chains (Hoffman et al. 2021, section 3).
+    Up to a positive factor; acceptances weigh the chains (Hoffman et al. 2021, section 3). With
+    C the criterion at length l = uT, the ratio of the means of C and l over u has its maximum where
+    the mean of l dC/dl - C is zero.
     """
     weight = proposal.change.clamp(max=0.0).exp()[..., None]
     weight = weight / weight.sum(-2, keepdim=True)
@@ -227,9 +245,11 @@ def length_slope(state: HMCState, proposal: Proposal) -> Tensor:
     )
     old = state.position - state.position.mean(-2, keepdim=True)
     new = position - (weight * position).sum(-2, keepdim=True)
-    change = ((new.square() - old.square()) / state.inverse_mass).sum(-1)
+    new_units, old_units = (whiten(part, state.inverse_mass) for part in (new, old))
+    change = (new_units.square() - old_units.square()).sum(-1)
     # Velocities are momenta over masses, and so cancel the masses of the distance.
-    slope = (weight[..., 0] * change * (new * momentum).sum(-1)).sum(-1)
+    gain = length[..., None] * (new * momentum).sum(-1) - 0.25 * change
+    slope = (weight[..., 0] * change * gain).sum(-1)
     return torch.where(torch.isfinite(slope), slope, 0.0)
 
 

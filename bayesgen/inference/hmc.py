@@ -11,14 +11,22 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import OptionError, unknown_option
-from bayesgen.inference.adaptation import DualAveraging, PooledVariance, Schedule
+from bayesgen.inference.adaptation import (
+    DualAveraging,
+    PooledCovariance,
+    PooledVariance,
+    Schedule,
+)
 from bayesgen.inference.base import Sampler
 from bayesgen.inference.leapfrog import Phase, choose, integrator
+from bayesgen.inference.masses import mean_log, momentum_of, velocity
 from bayesgen.types import Density, check_count, check_positive
 
 # An energy error beyond this says that the integrator has left the true trajectory (Betancourt
 # 2017, section 6.2); it is Stan's threshold.
 DIVERGENCE = 1000.0
+# Coordinates up to which a product with their covariance costs little beside a gradient.
+MOST_DENSE = 256
 
 Splitting = Literal["none", "prior"]
 
@@ -34,8 +42,8 @@ class HMCState(NamedTuple):
         ``(*problems, 1, 1)``; one for each chain, ``(*problems, chains, 1)``, until warm-up has
         found the typical set.
     inverse_mass
-        Diagonal of the inverse mass matrix, an estimate of the posterior variances,
-        ``(*problems, 1, num_dims)``.
+        Inverse mass matrix, an estimate of the posterior covariance, or its diagonal; see
+        `bayesgen.inference.masses`.
     averaging, variance
         The running estimates of warm-up.
     prior
@@ -50,7 +58,7 @@ class HMCState(NamedTuple):
     step_size: Tensor
     inverse_mass: Tensor
     averaging: DualAveraging
-    variance: PooledVariance
+    variance: PooledVariance | PooledCovariance
     prior: tuple[Tensor, Tensor] | None = None
 
 
@@ -119,7 +127,7 @@ class Accepting(Protocol):
 
 @dataclass(frozen=True)
 class HMC(Sampler):
-    """Hamiltonian Monte Carlo with jittered trajectories and a diagonal mass matrix.
+    """Hamiltonian Monte Carlo with jittered trajectories.
 
     Parameters
     ----------
@@ -139,6 +147,9 @@ class HMC(Sampler):
         Largest number of leapfrog steps a trajectory may take.
     adapt_mass
         Whether warm-up estimates the posterior variances, pooled over chains.
+    dense_mass
+        Whether it estimates correlations too (default), which are shrunk as far as so few draws
+        ask for. Above 256 coordinates, and with ``splitting="prior"``, it never does.
     splitting
         What the integrator leaves to an exact solution: ``"none"``, or ``"prior"``, under which
         coordinates with a normal prior rotate about its mean and only the rest of the log density
@@ -156,7 +167,7 @@ class HMC(Sampler):
     --------
     >>> HMC(target_acceptance=0.9)
     HMC(trajectory=1.5707963267948966, target_acceptance=0.9, step_size=None, max_steps=128, \
-adapt_mass=True, splitting='none')
+adapt_mass=True, dense_mass=True, splitting='none')
     """
 
     name = "hmc"
@@ -167,6 +178,7 @@ adapt_mass=True, splitting='none')
     step_size: float | None = None
     max_steps: int = 128
     adapt_mass: bool = True
+    dense_mass: bool = True
     splitting: Splitting = "none"
 
     def __post_init__(self) -> None:
@@ -181,7 +193,12 @@ adapt_mass=True, splitting='none')
     def init(self, log_density: Density, position: Tensor) -> HMCState:
         """First state; evaluates the density and, unless it is given, finds a step size."""
         return hamiltonian_init(
-            log_density, position, self.step_size, self.target_acceptance, self.splitting
+            log_density,
+            position,
+            self.step_size,
+            self.target_acceptance,
+            self.splitting,
+            dense=self.dense_mass,
         )
 
     def step(
@@ -215,14 +232,19 @@ def hamiltonian_init(
     step_size: float | None,
     target: float,
     splitting: Splitting = "none",
+    *,
+    dense: bool = False,
 ) -> HMCState:
-    """State at ``position`` with unit masses."""
+    """State at ``position`` with unit masses, of which warm-up may learn dense ones."""
     log_prob, gradient = log_density.value_and_grad(position)
     inverse_mass = torch.ones_like(position[..., :1, :])
     # The search of warm-up gives every chain its own step; a step that is given is for all.
     one = position[..., :1] if step_size is None else position[..., :1, :1]
     step = torch.full_like(one, step_size or 0.1)
-    averaging, variance = DualAveraging.start(step), PooledVariance.start(position)
+    # Rotations about the prior are one coordinate's each.
+    dense = dense and splitting == "none" and 1 < position.shape[-1] <= MOST_DENSE
+    scales = PooledCovariance if dense else PooledVariance
+    averaging, variance = DualAveraging.start(step), scales.start(position)
     prior = _normal_prior(log_density, position) if splitting == "prior" else None
     state = HMCState(position, log_prob, gradient, step, inverse_mass, averaging, variance, prior)
     return state if step_size else _with_step(state, _reasonable_step(log_density, state, target))
@@ -296,8 +318,8 @@ def hamiltonian_adapt(
     elif iteration in schedule.window_ends and adapt_mass:
         new = state.variance.estimate()
         # Keep the step's length in the posterior's space: the masses change its units.
-        units = (state.inverse_mass / new).log().mean(-1, keepdim=True).mul(0.5).exp()
-        state = state._replace(inverse_mass=new, variance=PooledVariance.start(state.position))
+        units = (0.5 * (mean_log(state.inverse_mass) - mean_log(new))).exp()
+        state = state._replace(inverse_mass=new, variance=state.variance.start(state.position))
         state = _with_step(state, averaging.log_average.exp() * units)
     if iteration == warmup - 1:
         step = state.averaging.log_average.mean(-2, keepdim=True).exp()
@@ -314,7 +336,7 @@ def count_steps(state: HMCState, length: float | Tensor, max_steps: int) -> Tens
 
 def fresh_momentum(state: HMCState, rng: torch.Generator) -> Tensor:
     """Momenta from their normal distribution, whose precision is the inverse mass."""
-    return _like(torch.randn, state.position, rng) / state.inverse_mass.sqrt()
+    return momentum_of(_like(torch.randn, state.position, rng), state.inverse_mass)
 
 
 def _normal_prior(log_density: Density, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,7 +357,7 @@ def _longest_step(state: HMCState) -> Tensor:
     A quarter turn of the fastest rotation, if there are any: it ends at a fresh draw of the prior.
     """
     if state.prior is None:
-        return torch.full_like(state.inverse_mass[..., :1], math.inf)
+        return torch.full_like(state.inverse_mass[..., :1, :1], math.inf)
     fastest = (state.prior[1] * state.inverse_mass).amax(-1, keepdim=True).sqrt()
     return 0.5 * math.pi / fastest
 
@@ -356,7 +378,7 @@ def _leapfrog(
 
 
 def _kinetic(momentum: Tensor, state: HMCState) -> Tensor:
-    return 0.5 * (momentum.square() * state.inverse_mass).sum(-1)
+    return 0.5 * (momentum * velocity(momentum, state.inverse_mass)).sum(-1)
 
 
 def _reasonable_step(log_density: Density, state: HMCState, target: float) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from bayesgen.inference.masses import is_dense, velocity
 from bayesgen.types import Density
 
 
@@ -39,6 +40,12 @@ def drift(dynamics: Dynamics) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor
 
     Straight on, but for coordinates with a normal prior that is treated apart: they rotate.
     """
+    if is_dense(dynamics.inverse_mass):
+        stride = dynamics.step_size
+        return lambda position, momentum: (
+            torch.addcmul(position, stride, velocity(momentum, dynamics.inverse_mass)),
+            momentum,
+        )
     stride = dynamics.step_size * dynamics.inverse_mass
     if dynamics.prior is None:
         return lambda position, momentum: (torch.addcmul(position, stride, momentum), momentum)

@@ -73,6 +73,9 @@ class NUTS(Sampler):
         Most doublings of a trajectory; 10, as Stan, allows 1023 leapfrog steps.
     adapt_mass
         Whether warm-up estimates the posterior variances, pooled over chains.
+    dense_mass
+        Whether it estimates correlations too (default), which are shrunk as far as so few draws
+        ask for. Above 256 coordinates it never does.
 
     References
     ----------
@@ -83,7 +86,7 @@ class NUTS(Sampler):
     Examples
     --------
     >>> NUTS(max_depth=8)
-    NUTS(target_acceptance=0.8, step_size=None, max_depth=8, adapt_mass=True)
+    NUTS(target_acceptance=0.8, step_size=None, max_depth=8, adapt_mass=True, dense_mass=True)
     """
 
     name = "nuts"
@@ -93,6 +96,7 @@ class NUTS(Sampler):
     step_size: float | None = None
     max_depth: int = 10
     adapt_mass: bool = True
+    dense_mass: bool = True
 
     def __post_init__(self) -> None:
         check_target(self.target_acceptance)
@@ -101,7 +105,13 @@ class NUTS(Sampler):
 
     def init(self, log_density: Density, position: Tensor) -> HMCState:
         """First state; evaluates the density and, unless it is given, finds a step size."""
-        return hamiltonian_init(log_density, position, self.step_size, self.target_acceptance)
+        return hamiltonian_init(
+            log_density,
+            position,
+            self.step_size,
+            self.target_acceptance,
+            dense=self.dense_mass,
+        )
 
     def step(
         self, log_density: Density, state: HMCState, rng: torch.Generator

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayesgen.errors import OptionError, UnknownOptionError
 from bayesgen.inference.checks import check_method, moment_report
-from bayesgen.inference.chees import ChEES, ChEESState, LengthSearch, length_slope
+from bayesgen.inference.chees import ChEES, ChEESState, LengthSearch, rate_slope
 from bayesgen.inference.hmc import HMCInfo, hamiltonian_init, metropolis, propose
 from bayesgen.inference.leapfrog import choose
 from bayesgen.inference.runner import run_sampler
@@ -35,13 +35,14 @@ def test_a_banana() -> None:
 
 
 def test_the_slope_is_the_criterions_derivative(rng: torch.Generator) -> None:
-    """Independent unit Gaussians: the criterion is n sin(t)^2, its derivative n sin(2 t)."""
+    """Independent unit Gaussians: the criterion C is n sin(t)^2, and t dC/dt - C the slope."""
     target = unit(3)
     for length in (0.6, 1.2, 2.0):
         start = torch.randn(50_000, 3, generator=rng, dtype=float64)
         state = hamiltonian_init(target, start, length / 50, 0.8)
-        slope = length_slope(state, propose(target, state, rng, 50))
-        assert float(slope) == pytest.approx(3.0 * math.sin(2.0 * length), abs=0.2)
+        slope = rate_slope(state, propose(target, state, rng, 50), torch.tensor(length))
+        exact = 3.0 * (length * math.sin(2.0 * length) - math.sin(length) ** 2)
+        assert float(slope) == pytest.approx(exact, abs=0.3)
 
 
 def test_the_slope_does_not_depend_on_units(rng: torch.Generator) -> None:
@@ -52,18 +53,18 @@ def test_the_slope_does_not_depend_on_units(rng: torch.Generator) -> None:
         state = hamiltonian_init(target, width * start, 0.3, 0.8)
         state = state._replace(inverse_mass=torch.full((1, 3), width**2).double())
         proposal = propose(target, state, torch.Generator().manual_seed(2), 4)
-        slopes.append(length_slope(state, proposal))
+        slopes.append(rate_slope(state, proposal, torch.tensor(1.2)))
     torch.testing.assert_close(slopes[0], slopes[1])
 
 
 @pytest.mark.parametrize("first", [0.4, 3.0])
 def test_the_best_length_is_found(first: float, rng: torch.Generator) -> None:
-    """Of sin(u T)^2, averaged over u: T = 2.25 in the limit of short steps."""
+    """Of sin(u T)^2 by u T, both averaged over u: T = 1.56 in the limit of short steps."""
     target = unit(10)
     method = ChEES(trajectory=first, target_acceptance=0.95, adapt_mass=False)
     start = torch.randn(32, 10, generator=rng, dtype=float64)
     run = run_sampler(method, target, start, rng, draws=1, warmup=400)
-    assert 1.6 < float(run.state.search.log_length.exp()) < 2.8
+    assert 1.2 < float(run.state.search.log_length.exp()) < 2.0
 
 
 def test_problems_find_their_own_lengths(rng: torch.Generator) -> None:
@@ -100,7 +101,7 @@ def test_lengths_stop_where_steps_run_out() -> None:
 def test_diverging_chains_teach_nothing(rng: torch.Generator) -> None:
     start = TARGET.starts(8, rng)
     state = hamiltonian_init(TARGET, start, 1e30, 0.8)
-    assert float(length_slope(state, propose(TARGET, state, rng, 20))) == 0.0
+    assert float(rate_slope(state, propose(TARGET, state, rng, 20), torch.tensor(1.0))) == 0.0
     run = run_sampler(ChEES(step_size=1e3), TARGET, start, rng, draws=5, warmup=0)
     assert bool(run.stats["diverging"].all()) and torch.equal(run.position[:, -1], start)
 

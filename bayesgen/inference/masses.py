@@ -1,0 +1,50 @@
+"""Inverse mass matrices of Hamiltonian methods: diagonal ``(*problems, 1, n)``, or dense.
+
+A dense one has the shape ``(*problems, n, n)``; in one dimension the two are the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_dense(inverse_mass: Tensor) -> bool:
+    """Whether it holds more than the diagonal."""
+    return inverse_mass.shape[-2] > 1
+
+
+def velocity(momentum: Tensor, inverse_mass: Tensor) -> Tensor:
+    """Inverse mass times momenta ``(*problems, chains, n)``.
+
+    Examples
+    --------
+    >>> p = torch.tensor([[1.0, 2.0]])
+    >>> velocity(p, torch.tensor([[3.0, 1.0]])), velocity(p, torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
+    (tensor([[3., 2.]]), tensor([[5., 3.]]))
+    """
+    return momentum @ inverse_mass if is_dense(inverse_mass) else momentum * inverse_mass
+
+
+def whiten(values: Tensor, inverse_mass: Tensor) -> Tensor:
+    """Positions in units in which the inverse mass is the identity."""
+    if not is_dense(inverse_mass):
+        return values / inverse_mass.sqrt()
+    factor = torch.linalg.cholesky(inverse_mass)
+    return torch.linalg.solve_triangular(factor, values.mT, upper=False).mT
+
+
+def momentum_of(noise: Tensor, inverse_mass: Tensor) -> Tensor:
+    """Momenta, whose precision is the inverse mass, from standard normal noise."""
+    if not is_dense(inverse_mass):
+        return noise / inverse_mass.sqrt()
+    factor = torch.linalg.cholesky(inverse_mass)
+    return torch.linalg.solve_triangular(factor, noise, upper=False, left=False)
+
+
+def mean_log(inverse_mass: Tensor) -> Tensor:
+    """Mean logarithm of the eigenvalues, ``(*problems, 1, 1)``."""
+    if not is_dense(inverse_mass):
+        return inverse_mass.log().mean(-1, keepdim=True)
+    diagonal = torch.linalg.cholesky(inverse_mass).diagonal(dim1=-2, dim2=-1)
+    return 2.0 * diagonal.log().mean(-1)[..., None, None]
