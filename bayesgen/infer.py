@@ -27,7 +27,9 @@ from bayesgen.inference import (
     run_population,
     run_sampler,
 )
+from bayesgen.inference.bridge import Bridge
 from bayesgen.inference.map import OUTCOMES
+from bayesgen.inference.tempering import systematic
 from bayesgen.log_density import LogDensity
 from bayesgen.model_sites import Model
 from bayesgen.posterior import Posterior
@@ -79,7 +81,8 @@ def infer(
         instance (optima found from at least eight prior draws, one drawn for each chain with
         probability proportional to its density), a dictionary from latent site to value
         (``site.shape``, or with a leading axis of chains; sites left out begin at prior draws), or
-        a `Posterior` (its last draws).
+        a `Posterior`: chains begin at its last draws, and the particles of ``"smc"`` are led from
+        it to the posterior given the new data, which need not begin at the prior again.
     seed
         Seed of all randomness. The global random state is neither read nor changed.
     batched
@@ -127,12 +130,11 @@ def infer(
     draws, warmup = _check_budget(method, chains, draws, warmup, thin)
     _check_gradients(method, log_density)
     starts = method.num_starts(draws) if isinstance(method, Population) else 1
+    target: LogDensity | Bridge = log_density
     if isinstance(method, Population) and method.starts_at_prior and start != "prior":
-        raise OptionError(
-            f"start: got {start!r} for method {method.name!r}, which tempers from the prior and "
-            "begins at draws from it; leave it out"
-        )
-    position = _start(start, log_density, chains * starts, rng)
+        target, position = _carried(method, start, log_density, chains, starts, rng)
+    else:
+        position = _start(start, log_density, chains * starts, rng)
     method = method.suited(log_density) if isinstance(method, Optimiser) else method
     with progress_monitor(method, chains, log_density.num_problems, show=progress) as monitor:
         if isinstance(method, Optimiser):
@@ -140,7 +142,10 @@ def infer(
             _check_bounded(run)
         elif isinstance(method, Population):
             position = position.unflatten(-2, (chains, starts))
-            run = run_population(method, log_density, position, rng, draws=draws, monitor=monitor)
+            run = run_population(method, target, position, rng, draws=draws, monitor=monitor)
+            if isinstance(target, Bridge) and target.evidence_before is None:
+                # Of the new data given the old it would be something else.
+                run.stats.pop("log_evidence", None)
         else:
             assert isinstance(method, Sampler)
             run = run_sampler(
@@ -275,6 +280,47 @@ def _start(start: Start, log_density: LogDensity, chains: int, rng: torch.Genera
     if not isinstance(method, Optimiser):
         raise OptionError(f"start: got {method!r}; expected an optimiser such as MAP()")
     return _optimal_start(method, log_density, chains, rng)
+
+
+def _carried(
+    method: Method,
+    start: Start,
+    log_density: LogDensity,
+    chains: int,
+    starts: int,
+    rng: torch.Generator,
+) -> tuple[Bridge, Tensor]:
+    """What leads from an earlier posterior to this one, and its draws ``(.., chains * starts, n)``.
+
+    Populations stay apart, so that their agreement still says how far to trust them.
+    """
+    if not isinstance(start, Posterior):
+        raise OptionError(
+            f"start: got {start!r} for method {method.name!r}, which tempers from the prior, or "
+            "from an earlier posterior; leave it out, or give a Posterior"
+        )
+    if start.is_point_estimate or not start.has_model:
+        what = "optima" if start.is_point_estimate else "draws without their model"
+        raise OptionError(f"start: got {what}; expected a posterior with its model")
+    shapes = [
+        {name: tuple(site.shape) for name, site in density.sites.latent.items()}
+        for density in (start.model, log_density)
+    ]
+    if shapes[0] != shapes[1] or start.num_problems != log_density.num_problems:
+        raise OptionError(
+            f"start: a posterior of sites {shapes[0]}, problems {start.num_problems}; expected "
+            f"{shapes[1]}, problems {log_density.num_problems}"
+        )
+    if start.num_chains != chains:
+        raise OptionError(
+            f"start: a posterior of {start.num_chains} chains; expected chains={chains}"
+        )
+    draws = log_density.unconstrain({name: start.draws(name) for name in start.latent_sites})
+    weights = torch.zeros(draws.shape[:-1], dtype=torch.float64, device=draws.device)
+    order = systematic(weights, rng, starts)
+    draws = draws.gather(-2, order[..., None].expand(*order.shape, draws.shape[-1]))
+    known = start.log_evidence if "log_evidence" in start.stats else None
+    return Bridge(start.model, log_density, known), draws.flatten(-3, -2)
 
 
 def _optimal_start(

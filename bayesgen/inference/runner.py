@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayesgen.errors import ModelError
 from bayesgen.inference.base import Optimiser, Population, Sampler
+from bayesgen.inference.bridge import Bridge
 from bayesgen.inference.standardised import Standardised
 from bayesgen.types import Density
 
@@ -163,7 +164,7 @@ def run_optimiser(
 
 def run_population(
     method: Population,
-    log_density: Density,
+    log_density: Density | Bridge,
     start: Tensor,
     rng: torch.Generator,
     *,
@@ -175,7 +176,8 @@ def run_population(
     ``start`` has shape ``(*problems, chains, starts, n)``. There is nothing to return of a run that
     is interrupted, so KeyboardInterrupt passes through.
     """
-    density = Standardised(log_density)
+    # What leads from one posterior to the next knows the units of both.
+    density = log_density if isinstance(log_density, Bridge) else Standardised(log_density)
     clock = time.perf_counter()
     state, steps = method.init(density, (start / density.units(start)).contiguous()), 0
     while not method.finished(state) and steps < method.max_iterations:

@@ -181,6 +181,8 @@ class SMC(Population):
     def init(self, log_density: Density, position: Tensor) -> SMCState:
         """First state at draws from the prior, ``(*problems, chains, particles, n)``.
 
+        Or, if the density is a `Bridge`, at draws from the posterior that it begins at.
+
         Raises
         ------
         ModelError
@@ -192,7 +194,9 @@ class SMC(Population):
         particles = hamiltonian_init(prior, position, step, 0.5)
         _check_likelihood(prior.last)
         counts = torch.zeros_like(zero, dtype=torch.int64)
-        return SMCState(particles, prior.last, zero, zero, counts, zero.to(position.dtype))
+        known = getattr(log_density, "evidence_before", None)
+        evidence = zero if known is None else known.to(zero)
+        return SMCState(particles, prior.last, zero, evidence, counts, zero.to(position.dtype))
 
     def step(
         self, log_density: Density, state: SMCState, rng: torch.Generator

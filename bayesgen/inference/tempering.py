@@ -40,7 +40,10 @@ class Tempered:
 
     def __init__(self, log_density: Density, beta: Tensor, where: Tensor | None = None) -> None:
         self.num_dims = log_density.num_dims
-        self._log_density = cast(SplitDensity, log_density)
+        self._split = cast(SplitDensity, log_density).split
+        if bool((beta >= 1).all()):
+            # Where all have arrived, nothing more need be known of where they came from.
+            self._split = getattr(log_density, "end", self._split)
         self._beta, self._where = beta, where
 
     def value_and_grad(
@@ -51,7 +54,7 @@ class Tempered:
         Rows that ``where`` leaves out keep their place in `last`.
         """
         wanted = self._where if where is None or self._where is None else self._where & where
-        split = self._log_density.split(v, where=where if wanted is None else wanted)
+        split = self._split(v, where=where if wanted is None else wanted)
         value, gradient = temper(split, self._beta)
         if self._where is not None:
             value = torch.where(self._where, value, math.nan)
