@@ -8,6 +8,7 @@ from __future__ import annotations
 from bayesgen import (
     covariances,
     datasets,
+    design,
     distributions,
     importance,
     inference,
@@ -31,6 +32,7 @@ __all__ = [
     "__version__",
     "covariances",
     "datasets",
+    "design",
     "distributions",
     "importance",
     "infer",
