@@ -145,7 +145,7 @@ def animate_loop(
     means = [record.mean for record in records]
     shared = means if truth is None else [*means, truth]
     panels = 4 if truth is None else 5
-    figure = _figure((2.5 * panels, 2.9))
+    figure = _figure((2.5 * panels, 3.2))
     axes = iter(figure.subplots(1, panels))
     updates = []
     if truth is not None:
@@ -249,7 +249,7 @@ def _uncertainty_panel(
     ax.set_xlim(0.0, 1.05 * spent[-1])
     ax.set_ylim(0.0, 1.3 * max(top, 1e-12) if len(ax.lines) > 1 else 1.08 * max(top, 1e-12))
     ax.set_xlabel("spent", fontsize=8)
-    _small(ax, "root of the mean variance" if len(ax.lines) == 1 else "uncertainty")
+    _small(ax, "uncertainty")
     if len(ax.lines) > 1:
         ax.legend(fontsize=7, loc="upper right")
 
@@ -291,9 +291,9 @@ def _plot_scores(ax: Axes, pool: Pool, record: Record) -> None:
         columns.double().mean(1).numpy(),
         rows.double().mean(1).numpy(),
         "o",
-        color=_CHOSEN,
-        markerfacecolor="none",
-        markersize=5,
+        color="black",
+        markerfacecolor="white",
+        markersize=4,
     )
 
 

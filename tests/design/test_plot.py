@@ -69,7 +69,7 @@ def test_pixels_are_shown_on_the_image() -> None:
         "posterior std",
         "measured, in order",
         "scores in round 1; marked: chosen",
-        "root of the mean variance",
+        "uncertainty",
     ]
     assert (shown(found["posterior mean"]) == 1.0).all()
     assert (shown(found["posterior std"]) == 0.5).all()
@@ -81,7 +81,7 @@ def test_pixels_are_shown_on_the_image() -> None:
     expected[[7, 0]] = NAN
     np.testing.assert_array_equal(shown(scores), expected.reshape(4, 6))
     np.testing.assert_array_equal(scores.lines[0].get_xydata(), [[5, 3], [2, 0]])
-    (curve,) = found["root of the mean variance"].lines
+    (curve,) = found["uncertainty"].lines
     np.testing.assert_array_equal(curve.get_xydata(), [[2.0, 1.0], [4.0, 0.5]])
     assert figure.get_suptitle().startswith("variance: 4 of 24 candidates measured, 4 of 6 spent")
 
