@@ -57,6 +57,7 @@ class Bridge(Standardised):
     def split(self, v: Tensor, *, where: Tensor | None = None) -> Split:
         """The old posterior, unnormalised, and what the new likelihood adds to the old one."""
         old = self._before.split(v, where=where)
+        self.count += 1
         new = self.end(v, where=where)
         return Split(
             new.prior + old.likelihood,
