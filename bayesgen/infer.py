@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from bayesgen.errors import (
     ModelError,
     OptionError,
+    ResultError,
     SamplingError,
     ShapeError,
     unknown_option,
@@ -260,10 +262,7 @@ def _generator(seed: int) -> torch.Generator:
 def _start(start: Start, log_density: LogDensity, chains: int, rng: torch.Generator) -> Tensor:
     """Starting points ``(*problems, chains, num_dims)``."""
     if isinstance(start, Posterior):
-        if start.num_chains != chains:
-            raise OptionError(
-                f"start: a posterior of {start.num_chains} chains; expected chains={chains}"
-            )
+        _check_chains(start, chains)
         start = start.last_draws()
     if isinstance(start, dict):
         return _user_start(start, log_density, chains, rng)
@@ -311,16 +310,41 @@ def _carried(
             f"start: a posterior of sites {shapes[0]}, problems {start.num_problems}; expected "
             f"{shapes[1]}, problems {log_density.num_problems}"
         )
+    _check_chains(start, chains)
+    _check_exact(start)
+    values = {name: start.draws(name) for name in start.latent_sites}
+    draws, old = log_density.unconstrain(values), start.model.unconstrain(values)
+    if not torch.allclose(draws, old, equal_nan=True):
+        raise OptionError(
+            "start: a posterior whose sites have other supports; expected the same, for particles "
+            "to go from one to the other"
+        )
+    weights = torch.zeros(draws.shape[:-1], dtype=torch.float64, device=draws.device)
+    order = systematic(weights, rng, starts)
+    draws = draws.gather(-2, order[..., None].expand(*order.shape, draws.shape[-1]))
+    known = None
+    if "log_evidence" in start.stats:
+        with contextlib.suppress(ResultError):  # Of laws known up to a constant there is none.
+            known = start.log_evidence
+    return Bridge(start.model, log_density, known), draws.flatten(-3, -2)
+
+
+def _check_chains(start: Posterior, chains: int) -> None:
     if start.num_chains != chains:
         raise OptionError(
             f"start: a posterior of {start.num_chains} chains; expected chains={chains}"
         )
-    draws = log_density.unconstrain({name: start.draws(name) for name in start.latent_sites})
-    weights = torch.zeros(draws.shape[:-1], dtype=torch.float64, device=draws.device)
-    order = systematic(weights, rng, starts)
-    draws = draws.gather(-2, order[..., None].expand(*order.shape, draws.shape[-1]))
-    known = start.log_evidence if "log_evidence" in start.stats else None
-    return Bridge(start.model, log_density, known), draws.flatten(-3, -2)
+
+
+def _check_exact(start: Posterior) -> None:
+    """Refuse draws that do not follow their model, whose error would be carried on unseen."""
+    attributes, tempered = start.attributes, start.stats.get("tempered")
+    short = tempered is not None and bool((tempered < 1).any())
+    if short or not attributes.get("exact", False) or "pareto_k" in start.stats:
+        raise OptionError(
+            f"start: draws by {attributes.get('method')!r} that do not follow the posterior of "
+            "their model exactly; expected those of an exact method, for particles to go on from"
+        )
 
 
 def _optimal_start(

@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "soft-range": ("soft_range", "run"),
     "multimodal": ("multimodal", "run"),
     "starts": ("starts", "run"),
+    "tomography-posterior": ("tomography_posterior", "run"),
     "weighting": ("weighting", "run"),
     "solvers": ("solvers", "run"),
 }

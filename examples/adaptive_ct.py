@@ -3,7 +3,8 @@
 A disc and a rectangle are measured one angle at a time, by noisy line integrals. After each, the
 posterior draws of a generator of such images disagree on what the other angles would show; the next
 angle is the one whose data would tell most of the image. Equispaced angles are the comparison, with
-the same image, noise, model and sampler. Writes ``adaptive_ct.png`` and ``adaptive_ct.gif``.
+the same image, noise, model and sampler. They are a strong one: an even number of them holds both
+directions of the rectangle's sides. Writes ``adaptive_ct.png`` and ``adaptive_ct.gif``.
 """
 
 from __future__ import annotations

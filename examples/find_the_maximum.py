@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
     parser.add_argument("--images", type=int, default=2, help="how many of the 20 shipped digits")
-    parser.add_argument("--rounds", type=int, default=15, help="pixels to look at")
+    parser.add_argument("--rounds", type=int, default=12, help="pixels to look at")
     parser.add_argument("--seed", type=int, default=0, help="seed of ramps, noise and sampler")
     parser.add_argument("--quick", action="store_true", help="two rough rounds, to try it out")
     options = parser.parse_args()

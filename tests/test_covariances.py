@@ -322,3 +322,25 @@ def test_what_is_refused() -> None:
         Structured(3)  # type: ignore[arg-type]
     with pytest.raises(DtypeError, match="C: expected one of Isotropic"):
         save_covariance(object(), "nowhere")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(16, 16), (5, 7), (6, 5)])
+def test_log_determinant_of_a_stationary_covariance(
+    dtype: torch.dtype, shape: tuple[int, int], rng: torch.Generator
+) -> None:
+    noise = torch.randn(shape, generator=rng, dtype=torch.float64)
+    power = torch.fft.fft2(noise).abs().square() + 0.5
+    C = Stationary(torch.fft.ifft2(power).real.to(dtype), shape)
+    assert C.has_density
+    torch.testing.assert_close(C._log_det().double(), power.log().sum(), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fields_too_smooth_for_their_precision_have_no_density(dtype: torch.dtype) -> None:
+    """Powers that rounding makes of zeros are none."""
+    line = torch.minimum(torch.arange(16), 16 - torch.arange(16)).double().square()
+    kernel = torch.exp(-0.5 * (line[:, None] + line) / 1.5**2)
+    C = Stationary(kernel.to(dtype), (16, 16))
+    assert not C.has_density or bool(torch.isfinite(C._log_det()))
+    assert dtype == torch.float64 or not C.has_density

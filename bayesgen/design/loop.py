@@ -19,7 +19,7 @@ from bayesgen.design.pool import Pool
 from bayesgen.design.records import Record, read_loop, write_loop
 from bayesgen.errors import DataError, OptionError, ShapeError
 from bayesgen.infer import infer
-from bayesgen.inference import SMC, Method, Optimiser, as_method
+from bayesgen.inference import SMC, Method, Optimiser, Population, as_method
 from bayesgen.posterior import Posterior
 from bayesgen.types import check_count, check_positive, strict_options
 
@@ -299,6 +299,14 @@ class Loop:
 
         return plot_loop(self)
 
+    def animate(
+        self, path: str | os.PathLike[str], *, truth: Tensor | None = None, fps: float = 4.0
+    ) -> None:
+        """Write the rounds as an animation (GIF), beside the true image if it is known."""
+        from bayesgen.design.plot import animate_loop
+
+        animate_loop(self, path, truth=truth, fps=fps)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all there is to go on from; give the file as ``checkpoint`` to do so."""
         write_loop(self, Path(path))
@@ -334,7 +342,9 @@ class Loop:
         clock = time.perf_counter()
         operator, y = self.data
         check_model(self.model, self.pool, operator, y)
-        warm = self._posterior is not None and bool(self.records) and not self.fresh
+        # Approximations are fitted anew each time; there is nothing to carry on.
+        carries = not isinstance(self.method, Population) or self.method.starts_at_prior
+        warm = carries and bool(self.records) and not self.fresh
         self._posterior = infer(
             self.model,
             operator,

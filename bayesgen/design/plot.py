@@ -326,9 +326,10 @@ def _pictures(
 def _figure(size: tuple[float, float]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # A figure of its own: the user's, if there is one, and the backend stay as they are.
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08))
     FigureCanvasAgg(figure)
     return figure
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
-from torch.fft import fft2, irfft2, rfft2
+from torch.fft import irfft2, rfft2
 
 from bayesgen.distributions.covariance import Covariance, LogScale
 from bayesgen.errors import DataError, DtypeError, ShapeError
@@ -91,7 +92,8 @@ class Stationary(Covariance):
                 f"autocovariance: has powers from {least:.3g} to {most:.3g}; expected a "
                 "covariance, which has none that is negative"
             )
-        self.has_density = wraps and least > 0
+        # What rounding leaves of a power of zero is no power.
+        self.has_density = wraps and least > torch.finfo(values.dtype).eps * most
         self.register_buffer("autocovariance", values.clone())
         self.register_buffer("_power", power.clamp(min=0.0).to(values), persistent=False)
 
@@ -117,7 +119,10 @@ class Stationary(Covariance):
         return self._filtered(u, self._power.rsqrt())
 
     def _log_det(self) -> Tensor:
-        return fft2(irfft2(self._power, s=self._grid)).real.log().sum()
+        logs, width = self._power.double().log(), self._grid[-1]
+        # Of a real field, columns between the first and the middle one stand for two.
+        total = logs.sum() + logs[..., 1 : (width + 1) // 2].sum()
+        return total.to(self._power)
 
 
 def mean_autocovariance(images: Tensor, *, wrap: bool) -> Tensor:

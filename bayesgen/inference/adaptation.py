@@ -144,7 +144,8 @@ class PooledCovariance(NamedTuple):
     def estimate(self) -> Tensor:
         """Covariance, its correlations shrunk as much as so few points, not independent, ask for.
 
-        Without correlations it is what `PooledVariance` estimates.
+        Without correlations, and where they are beyond rounding, it is what `PooledVariance`
+        estimates.
         """
         n, num_dims = self.points, self.mean.shape[-1]
         squares = self.products.diagonal(dim1=-2, dim2=-1)[..., None, :]
@@ -152,8 +153,13 @@ class PooledCovariance(NamedTuple):
         deviation = (squares.clamp(min=torch.finfo(squares.dtype).tiny)).sqrt()
         correlation = self.products / (deviation.mT * deviation) * (n / (n + 10.0 * num_dims))
         correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        usable = torch.linalg.cholesky_ex(correlation.nan_to_num(2.0)).info == 0
+        nothing = torch.eye(num_dims, dtype=correlation.dtype, device=correlation.device)
+        correlation = torch.where(usable[..., None, None], correlation, nothing)
         spread = variance.sqrt()
-        return correlation * spread.mT * spread
+        dense = correlation * spread.mT * spread
+        # Zero times an infinite spread is no number.
+        return torch.where(usable[..., None, None], dense, torch.diag_embed(variance[..., 0, :]))
 
 
 class Schedule(NamedTuple):

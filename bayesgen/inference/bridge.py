@@ -11,11 +11,13 @@ from bayesgen.types import Split, SplitDensity
 class Bridge(Standardised):
     r"""The posterior given new data, with the posterior given the old data in place of a prior.
 
-    .. math:: \pi_\beta(v) \propto p(v) \, p(y_{old} | v)^{1 - \beta} \, p(y_{new} | v)^\beta
+    .. math::
+        \pi_\beta(v) \propto (p_{old}(v) \, p(y_{old} | v))^{1 - \beta}
+        (p_{new}(v) \, p(y_{new} | v))^\beta
 
     Tempered by beta it leads particles that follow the old posterior to the new one; where the new
-    data are the old ones and a few more, one step is often all it takes. The data may be any two:
-    nothing asks that likelihoods factorise.
+    data are the old ones and a few more, one step is often all it takes. Data and priors may be
+    any two: nothing asks that likelihoods factorise.
 
     Parameters
     ----------
@@ -55,17 +57,20 @@ class Bridge(Standardised):
         self._before.scale = self.scale
 
     def split(self, v: Tensor, *, where: Tensor | None = None) -> Split:
-        """The old posterior, unnormalised, and what the new likelihood adds to the old one."""
+        """The old posterior, unnormalised, and what the new one has more."""
         old = self._before.split(v, where=where)
         self.count += 1
         new = self.end(v, where=where)
-        return Split(
-            new.prior + old.likelihood,
-            new.likelihood - old.likelihood,
-            new.prior_gradient + old.likelihood_gradient,
-            new.likelihood_gradient - old.likelihood_gradient,
-        )
+        prior, gradient = _sums(old)
+        posterior, slope = _sums(new)
+        return Split(prior, posterior - prior, gradient, slope - gradient)
 
     def end(self, v: Tensor, *, where: Tensor | None = None) -> Split:
         """Prior and likelihood given the new data: the parts add up to what `split`'s do."""
         return super().split(v, where=where)
+
+
+def _sums(split: Split) -> tuple[Tensor, Tensor]:
+    """Log posterior density, unnormalised, and its gradient."""
+    gradient = split.prior_gradient + split.likelihood_gradient
+    return split.prior + split.likelihood, gradient

@@ -30,21 +30,25 @@ def whiten(values: Tensor, inverse_mass: Tensor) -> Tensor:
     """Positions in units in which the inverse mass is the identity."""
     if not is_dense(inverse_mass):
         return values / inverse_mass.sqrt()
-    factor = torch.linalg.cholesky(inverse_mass)
-    return torch.linalg.solve_triangular(factor, values.mT, upper=False).mT
+    return torch.linalg.solve_triangular(_factor(inverse_mass), values.mT, upper=False).mT
 
 
 def momentum_of(noise: Tensor, inverse_mass: Tensor) -> Tensor:
     """Momenta, whose precision is the inverse mass, from standard normal noise."""
     if not is_dense(inverse_mass):
         return noise / inverse_mass.sqrt()
-    factor = torch.linalg.cholesky(inverse_mass)
-    return torch.linalg.solve_triangular(factor, noise, upper=False, left=False)
+    return torch.linalg.solve_triangular(_factor(inverse_mass), noise, upper=False, left=False)
 
 
 def mean_log(inverse_mass: Tensor) -> Tensor:
     """Mean logarithm of the eigenvalues, ``(*problems, 1, 1)``."""
     if not is_dense(inverse_mass):
         return inverse_mass.log().mean(-1, keepdim=True)
-    diagonal = torch.linalg.cholesky(inverse_mass).diagonal(dim1=-2, dim2=-1)
+    diagonal = _factor(inverse_mass).diagonal(dim1=-2, dim2=-1)
     return 2.0 * diagonal.log().mean(-1)[..., None, None]
+
+
+def _factor(inverse_mass: Tensor) -> Tensor:
+    """Cholesky factor; where there is none, as when chains run off, trajectories diverge."""
+    found: Tensor = torch.linalg.cholesky_ex(inverse_mass).L
+    return found

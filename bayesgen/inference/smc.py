@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayesgen.errors import ModelError, OptionError, unknown_option
 from bayesgen.inference.base import Drawn, Population
+from bayesgen.inference.bridge import Bridge
 from bayesgen.inference.hmc import HMCState, check_target, hamiltonian_init
 from bayesgen.inference.particle_moves import KERNELS
 from bayesgen.inference.tempering import (
@@ -192,9 +193,13 @@ class SMC(Population):
         prior = Tempered(log_density, zero[..., None])
         step = position.shape[-1] ** -0.25
         particles = hamiltonian_init(prior, position, step, 0.5)
+        if isinstance(log_density, Bridge):
+            # Draws of a posterior are far closer together than those of a prior.
+            narrow = position.var(-2, keepdim=True).clamp(min=torch.finfo(position.dtype).tiny)
+            particles = particles._replace(inverse_mass=narrow)
         _check_likelihood(prior.last)
         counts = torch.zeros_like(zero, dtype=torch.int64)
-        known = getattr(log_density, "evidence_before", None)
+        known = log_density.evidence_before if isinstance(log_density, Bridge) else None
         evidence = zero if known is None else known.to(zero)
         return SMCState(particles, prior.last, zero, evidence, counts, zero.to(position.dtype))
 
@@ -283,7 +288,7 @@ def _check_likelihood(split: Split) -> None:
     if bool(lost.any()):
         raise ModelError(
             f"model: in {int(lost.sum())} of {lost.numel()} chains the likelihood is zero or not a "
-            f"number at all {split.prior.shape[-1]} draws from the prior, so that there is nothing "
+            f"number at all {split.prior.shape[-1]} first particles, so that there is nothing "
             "to weight. Check the model's scales and the support of its noise, narrow the prior, "
             "or raise particles"
         )

@@ -1,11 +1,15 @@
-"""Which digit is it? Half an image leaves two answers, and a sampler has to find both.
+"""Which digit is it? A band of an image leaves several answers, and a sampler has to find them.
 
     python benchmarks/papers.py multimodal --mnist FOLDER
 
-Of 40 test digits whose lower half is hidden (noise 0.1, mnist-vae), the one whose posterior leaves
-the most doubt about its class is sampled by each method eight times, from seeds of its own; chains
-are started at the prior, or, for the single-start arm, all at one optimum. Classes are those of the
-nearest training images. How much the eight histograms differ is the error of their weights.
+Of each of 40 test digits only the eight middle rows are seen (noise 0.05, mnist-vae). The digit is
+taken whose two best optima of different classes, of 24 restarts, are closest in log density: number
+31, a straight stroke, which may as well be a curled one, of class 3, 5 or 8. That rule knows
+nothing of samplers, but band and noise were chosen for what samplers do: with three rows HMC passes
+between the answers of those digits that were tried, and at noise 0.03 populations of 128 particles
+disagree. Each method samples by eight chains or populations, which start at the prior, or, for the
+single-start arm, all at the best optimum. Classes are those of the nearest training images. How
+much the eight histograms differ is the error of their weights.
 """
 
 from __future__ import annotations
@@ -22,31 +26,32 @@ from torch import Tensor
 import bayesgen as bg
 from bayesgen.models.plot import plot_images
 
-CANDIDATES, SEEDS, SIGMA = 40, 8, 0.1
+CANDIDATES, RESTARTS, SEEDS = 40, 24, 8
+SIGMA, ROWS = 0.05, slice(10, 18)
+# Particles of each of the reference's four populations.
+POPULATION = 1024
 
 
 def run(options: argparse.Namespace) -> None:
     """Choose the image, sample, classify, tell."""
     G = bg.models.load("mnist-vae")
     mask = torch.zeros(28, 28, dtype=torch.bool)
-    mask[:13] = True
+    mask[ROWS] = True
     A = bg.operators.Mask(mask)
     test = bg.datasets.mnist(options.mnist, "test")[: options.images or CANDIDATES]
     rng = torch.Generator().manual_seed(0)
-    y = A(test) + SIGMA * torch.randn(len(test), 13 * 28, generator=rng)
+    y = A(test) + SIGMA * torch.randn(len(test), int(mask.sum()), generator=rng)
     classify = Classes(options)
     model = bg.regularisers.hard(G, A, SIGMA)
-    few = bg.inference.SMC(particles=128)
-    quick = infer(model, y, method=few, chains=1, draws=128, batched=True)
-    doubts = torch.stack([entropy(classify(x)) for x in quick.draws("x").flatten(1, 2)])
-    chosen = int(doubts.argmax())
+    optima = infer(model, y, method="map", chains=RESTARTS, batched=True)
+    chosen = most_doubtful(optima, classify)
     results, images = {}, {}
     for name, settings in arms(model, y[chosen]).items():
-        clock = time.perf_counter()
+        clock = time.process_time()
         found = infer(model, y[chosen], chains=SEEDS, draws=500, **settings)
-        seconds = time.perf_counter() - clock
+        seconds = time.process_time() - clock
         x = found.draws("x")
-        weights = torch.stack([classify(chain) for chain in x])
+        weights = torch.stack([classify.shares(chain) for chain in x])
         results[name] = {
             "mean": weights.mean(0).tolist(),
             "std": weights.std(0).tolist(),
@@ -56,10 +61,22 @@ def run(options: argparse.Namespace) -> None:
         }
         images[name] = x[0, ::20]
         print(name, [round(w, 3) for w in results[name]["mean"]], f"{seconds:.0f} s", flush=True)
-    gold = infer(model, y[chosen], method=bg.inference.SMC(4096, alpha=0.9), chains=4, draws=4096)
-    reference = classify(gold.draws("x").flatten(0, 1))
-    tell(results, reference, chosen)
-    draw(results, reference, images, A.adjoint(y[chosen]), test[chosen])
+    gold = infer(
+        model, y[chosen], chains=4, draws=POPULATION, method=bg.inference.SMC(POPULATION, alpha=0.9)
+    )
+    reference = torch.stack([classify.shares(chain) for chain in gold.draws("x")])
+    tell(results, reference, gold.log_evidence, chosen)
+    draw(results, reference.mean(0), images, A.adjoint(y[chosen]), test[chosen])
+
+
+def most_doubtful(optima: bg.Posterior, classify: Classes) -> int:
+    """The image with the smallest gap between the best optimum and the best of another class."""
+    levels = optima.log_prob[..., 0]
+    labels = torch.stack([classify(x) for x in optima.draws("x")[:, :, 0]])
+    best, at = levels.max(-1)
+    other = labels != labels.gather(-1, at[:, None])
+    rest = torch.where(other, levels, -torch.inf).amax(-1)
+    return int((best - rest).argmin())
 
 
 def arms(model: Any, y: Tensor) -> dict[str, dict[str, Any]]:
@@ -67,8 +84,8 @@ def arms(model: Any, y: Tensor) -> dict[str, dict[str, Any]]:
     best = infer(model, y, method="map", chains=32)
     start = {"z": best.mode("z")}
     return {
-        "SMC": {"method": "smc"},
-        "parallel tempering": {"method": bg.inference.ParallelTempering(), "warmup": 300},
+        "SMC": {"method": bg.inference.SMC(512, alpha=0.8)},
+        "parallel tempering": {"method": bg.inference.ParallelTempering(replicas=20)},
         "HMC from the prior": {"method": "hmc"},
         "HMC from one optimum": {"method": "hmc", "start": start},
     }
@@ -80,7 +97,7 @@ def infer(model: Any, y: Tensor, **settings: Any) -> bg.Posterior:
 
 
 class Classes:
-    """Shares of the ten classes among images, by the five nearest of 10,000 training images."""
+    """Classes of images: the most frequent among the five nearest of 10,000 training images."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.images = bg.datasets.mnist(options.mnist, "train")[:10000].flatten(1)
@@ -88,20 +105,25 @@ class Classes:
 
     def __call__(self, images: Tensor) -> Tensor:
         nearest = torch.cdist(images.flatten(1), self.images).topk(5, largest=False).indices
-        votes = self.labels[nearest].mode(1).values
-        return torch.bincount(votes, minlength=10).double() / len(images)
+        return self.labels[nearest].mode(1).values
+
+    def shares(self, images: Tensor) -> Tensor:
+        """Of the ten classes among the images."""
+        return torch.bincount(self(images), minlength=10).double() / len(images)
 
 
-def entropy(shares: Tensor) -> Tensor:
-    """Of shares, in nats."""
-    return -torch.special.xlogy(shares, shares).sum()
-
-
-def tell(results: dict[str, Any], reference: Tensor, chosen: int) -> None:
+def tell(results: dict[str, Any], populations: Tensor, evidence: Tensor, chosen: int) -> None:
     """Write the table."""
+    reference, error = populations.mean(0), populations.std(0)
     shown = (reference > 0.02).nonzero().flatten().tolist()
-    header = ["method", *(f"class {c}" for c in shown), "distance to reference", "R-hat", "seconds"]
-    rows = [["reference", *(f"{reference[c]:.3f}" for c in shown), "", "", ""]]
+    header = [
+        "method",
+        *(f"class {c}" for c in shown),
+        "distance to reference",
+        "R-hat",
+        "CPU seconds",
+    ]
+    rows = [["reference", *(f"{reference[c]:.3f} ± {error[c]:.3f}" for c in shown), "", "", ""]]
     for name, found in results.items():
         off = 0.5 * (torch.tensor(found["chains"]) - reference).abs().sum(-1)
         found["total_variation"] = off.mean().item()
@@ -113,13 +135,14 @@ def tell(results: dict[str, Any], reference: Tensor, chosen: int) -> None:
     text += (
         f" The image is number {chosen}. ± is the standard deviation over the eight chains; the "
         "distance is the mean total variation between a chain's histogram and the reference's "
-        "(SMC, four populations of 4096 particles)."
+        f"(SMC, four populations of {POPULATION} particles, whose log evidences have the standard "
+        f"deviation {evidence.std():.2f})."
     )
     write(
         "multimodal",
-        "Two answers, and who finds both",
+        "Several answers, and who finds them",
         text + "\n\n" + table(header, rows),
-        results,
+        {"results": results, "reference": populations.tolist(), "image": chosen},
     )
 
 
@@ -127,20 +150,22 @@ def draw(
     results: dict[str, Any], reference: Tensor, images: dict[str, Tensor], y: Tensor, truth: Tensor
 ) -> None:
     """Draws of one chain of each method, and the shares of classes that each chain found."""
-    figure = Figure(figsize=(3.0 * (len(images) + 1), 5.6), layout="constrained")
+    figure = Figure(figsize=(2.6 * (len(images) + 1), 5.2), layout="constrained")
     axes = figure.subplots(2, len(images) + 1)
-    plot_images(torch.stack([truth, y]), ax=axes[0, 0], title="truth, and what was seen")
+    plot_images(torch.stack([truth, y]), columns=1, ax=axes[0, 0], title="truth, and what is seen")
     classes = torch.arange(10)
     axes[1, 0].bar(classes, reference, color="0.5")
-    axes[1, 0].set_title("reference")
+    axes[1, 0].set_title("reference", fontsize=9)
     for column, (name, x) in enumerate(images.items(), start=1):
-        plot_images(x, ax=axes[0, column], title=f"{name}: one chain")
+        plot_images(x, ax=axes[0, column], title=f"{name},\none chain")
         chains = torch.tensor(results[name]["chains"])
         for number, shares in enumerate(chains):
             offset = (number - 3.5) / 10
             axes[1, column].bar(classes + offset, shares, width=0.1, color="tab:blue")
-        axes[1, column].set_title("shares of classes, eight chains")
+        axes[1, column].plot(classes, reference, "_", color="k", ms=9, label="reference")
+        axes[1, column].set_title("each of eight chains", fontsize=9)
+    axes[1, -1].legend(fontsize=8)
     for ax in axes[1]:
-        ax.set(xlabel="class", ylim=(0, 1), xticks=list(range(10)))
+        ax.set(xlabel="class", ylim=(0, 1.02), xticks=list(range(10)))
     axes[1, 0].set_ylabel("posterior probability")
     figure.savefig(RESULTS / "papers" / "multimodal.png", dpi=120)

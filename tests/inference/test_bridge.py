@@ -66,15 +66,34 @@ def test_data_may_also_be_taken_away_or_replaced() -> None:
     moments(posterior, 2).raise_if_failed()
 
 
+def test_the_prior_may_change_too() -> None:
+    """Of a normal law the scale, and with it the evidence, in closed form."""
+
+    def wider(y: Tensor, width: float) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=float64), width).to_event(1))
+        pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    y = torch.tensor([2.0, -3.0], dtype=float64)
+    settings: dict[str, Any] = {"method": QUICK, "chains": 16, "draws": 400, "progress": False}
+    first = bg.infer(wider, y, 1.0, **settings)
+    posterior = bg.infer(wider, y, 5.0, start=first, **settings)
+    weight = 25.0 / 26.0
+    covariance = weight * torch.eye(2, dtype=float64)
+    moment_report("", posterior.draws("z"), weight * y, covariance).raise_if_failed()
+    exact = dist.Normal(torch.zeros(2, dtype=float64), 26.0**0.5).log_prob(y).sum()
+    error = posterior.log_evidence - exact
+    assert abs(float(error.mean())) < 5 * float(error.std()) / 4 + 1e-3
+
+
 def test_counting_the_old_data_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant weighs the old posterior by all of the new likelihood."""
 
     def split(self: Bridge, v: Tensor, *, where: Tensor | None = None) -> Split:
         old, new = self._before.split(v, where=where), self.end(v, where=where)
         return Split(
-            new.prior + old.likelihood,
+            old.prior + old.likelihood,
             new.likelihood,
-            new.prior_gradient + old.likelihood_gradient,
+            old.prior_gradient + old.likelihood_gradient,
             new.likelihood_gradient,
         )
 
@@ -151,3 +170,42 @@ def test_posteriors_that_do_not_fit() -> None:
     optima = infer(2, method="map", chains=4, draws=None)
     with pytest.raises(OptionError, match="got optima"):
         infer(2, optima, chains=4)
+
+
+def positive(y: Tensor, law: Any) -> None:
+    s = pyro.sample("s", law)
+    pyro.sample("y", dist.Normal(0.0, s).expand(y.shape).to_event(1), obs=y)
+
+
+def test_other_supports_are_refused() -> None:
+    y = torch.tensor([1.0, -2.0])
+    settings: dict[str, Any] = {"method": QUICK, "chains": 2, "draws": 50, "progress": False}
+    first = bg.infer(positive, y, dist.HalfNormal(3.0), **settings)
+    with pytest.raises(OptionError, match="other supports"):
+        bg.infer(positive, y, dist.Uniform(0.0, 5.0), start=first, **settings)
+
+
+@pytest.mark.parametrize("method", ["ula", "svi"])
+def test_draws_that_are_not_exact_are_refused(method: str) -> None:
+    options: dict[str, Any] = {"warmup": 20} if method == "ula" else {}
+    found = infer(2, method=method, chains=4, draws=20, **options)
+    with pytest.raises(OptionError, match="do not follow the posterior"):
+        infer(3, found, chains=4)
+
+
+def test_reweighted_draws_are_refused() -> None:
+    found = infer(2, chains=4)
+    found.stats["pareto_k"] = torch.zeros_like(found.log_prob)
+    with pytest.raises(OptionError, match="do not follow the posterior"):
+        infer(3, found, chains=4)
+
+
+def test_laws_known_up_to_a_constant_are_carried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Particles need no evidence; the result has none either."""
+    first = infer(2, chains=4)
+
+    def unknown(self: bg.Posterior) -> Tensor:
+        raise ResultError("known up to a constant only")
+
+    monkeypatch.setattr(bg.Posterior, "log_evidence", property(unknown))
+    assert "log_evidence" not in infer(3, first, chains=4).stats

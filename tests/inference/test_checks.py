@@ -128,7 +128,7 @@ def test_a_missing_accept_step_is_rejected() -> None:
 
 
 def test_a_wrong_acceptance_ratio_is_rejected() -> None:
-    assert not check_method(WrongRatio(step_size=1.0)).passed
+    assert not check_method(WrongRatio(step_size=1.0, dense_mass=False)).passed
 
 
 def test_a_wrong_noise_scale_is_rejected() -> None:

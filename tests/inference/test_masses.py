@@ -96,6 +96,30 @@ def test_few_points_leave_a_matrix_that_can_be_used(points: int, rng: torch.Gene
     assert bool(torch.isfinite(found).all()) and bool((torch.linalg.eigvalsh(found) > 0).all())
 
 
+@pytest.mark.parametrize("points", [0.0, float("inf"), float("nan"), 1e300])
+def test_points_without_a_covariance_leave_variances(points: float) -> None:
+    running = PooledCovariance.start(torch.zeros(1, 2, 3, dtype=float64))
+    for _ in range(3):
+        running = running.update(torch.full((1, 2, 3), points, dtype=float64))
+    found = running.estimate()
+    off = found - torch.diag_embed(found.diagonal(dim1=-2, dim2=-1))
+    assert found.shape == (1, 3, 3) and not bool((off.nan_to_num(0.0) != 0).any())
+
+
+@pytest.mark.parametrize("method", [HMC(max_steps=2), NUTS(max_depth=2), ChEES(max_steps=2)])
+def test_chains_that_run_off_are_no_error(method: Sampler, rng: torch.Generator) -> None:
+    """A flat density: what follows is for the diagnostics to say."""
+
+    class Flat:
+        num_dims = 2
+
+        def value_and_grad(self, v: Tensor, *, jacobian: bool = True) -> tuple[Tensor, Tensor]:
+            return torch.zeros_like(v[..., 0]), torch.zeros_like(v)
+
+    run = run_sampler(method, Flat(), torch.randn(4, 2, generator=rng), rng, draws=20, warmup=150)
+    assert run.position.shape == (4, 20, 2)
+
+
 @pytest.mark.parametrize("method", [HMC(), NUTS(), ChEES()])
 def test_strong_correlations_are_learnt_and_the_law_stays(method: Sampler) -> None:
     check_method(method, NARROW, draws=200, warmup=200).raise_if_failed()
