@@ -288,7 +288,7 @@ def _check_likelihood(split: Split) -> None:
     if bool(lost.any()):
         raise ModelError(
             f"model: in {int(lost.sum())} of {lost.numel()} chains the likelihood is zero or not a "
-            f"number at all {split.prior.shape[-1]} first particles, so that there is nothing "
+            f"number at all {split.prior.shape[-1]} draws from the prior, so that there is nothing "
             "to weight. Check the model's scales and the support of its noise, narrow the prior, "
             "or raise particles"
         )
