@@ -19,7 +19,7 @@ from bayesgen.inference.adaptation import (
 )
 from bayesgen.inference.base import Sampler
 from bayesgen.inference.leapfrog import Phase, choose, integrator
-from bayesgen.inference.masses import mean_log, momentum_of, velocity
+from bayesgen.inference.masses import is_dense, mean_log, momentum_of, velocity
 from bayesgen.types import Density, check_count, check_positive
 
 # An energy error beyond this says that the integrator has left the true trajectory (Betancourt
@@ -378,7 +378,9 @@ def _leapfrog(
 
 
 def _kinetic(momentum: Tensor, state: HMCState) -> Tensor:
-    return 0.5 * (momentum * velocity(momentum, state.inverse_mass)).sum(-1)
+    if is_dense(state.inverse_mass):
+        return 0.5 * (momentum * velocity(momentum, state.inverse_mass)).sum(-1)
+    return 0.5 * (momentum.square() * state.inverse_mass).sum(-1)
 
 
 def _reasonable_step(log_density: Density, state: HMCState, target: float) -> Tensor:

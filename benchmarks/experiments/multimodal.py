@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> None:
     model = bg.regularisers.hard(G, A, SIGMA)
     optima = infer(model, y, method="map", chains=RESTARTS, batched=True)
     chosen = most_doubtful(optima, classify)
-    results, images = {}, {}
+    results: dict[str, Any] = {}
+    images = {}
     for name, settings in arms(model, y[chosen]).items():
         clock = time.process_time()
         found = infer(model, y[chosen], chains=SEEDS, draws=500, **settings)
