@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -165,7 +165,7 @@ class GaussianBlock:
         return found.contiguous()
 
     @cached_property
-    def factor(self) -> Tensor:
+    def factor(self) -> Factor:
         """`cholesky_factor` of the matrix, for blocks without Laplace coordinates."""
         assert self.matrix is not None
         return cholesky_factor(self.matrix, torch.ones_like(self.matrix[..., :1, :]))
@@ -196,7 +196,22 @@ class GaussianBlock:
         return found.reshape(v.shape[:-1] + found.shape[-1:])
 
 
-def cholesky_factor(matrix: Tensor, widths: Tensor) -> Tensor:
+class Factor(NamedTuple):
+    r"""Cholesky factor of one of two matrices, told apart even where both have the same size.
+
+    Attributes
+    ----------
+    lower
+        Lower triangular, ``(*problems, chains, p, p)``.
+    of_rows
+        Whether it is of :math:`I + B D^2 B^T`, with p = m; else of :math:`I + D B^T B D`, p = k.
+    """
+
+    lower: Tensor
+    of_rows: bool
+
+
+def cholesky_factor(matrix: Tensor, widths: Tensor) -> Factor:
     r"""Factor of :math:`I + B D^2 B^T` or :math:`I + D B^T B D`, D = diag(widths).
 
     Of the smaller one. In double precision, lest rounding of large eigenvalues hide the identity.
@@ -207,20 +222,14 @@ def cholesky_factor(matrix: Tensor, widths: Tensor) -> Tensor:
         B, ``(*problems, m, k)``.
     widths
         ``(*problems, chains, k)``.
-
-    Returns
-    -------
-    Tensor
-        Lower triangular, ``(*problems, chains, p, p)`` with p = min(m, k).
     """
-    parts = []
+    of_rows, parts = matrix.shape[-2] < matrix.shape[-1], []
     for part in widths.double().split(max(_MOST_ENTRIES // matrix.numel(), 1), dim=-2):
         scaled = matrix.double().unsqueeze(-3) * part.unsqueeze(-2)
-        wide = matrix.shape[-2] < matrix.shape[-1]
-        gram = scaled @ scaled.mT if wide else scaled.mT @ scaled
+        gram = scaled @ scaled.mT if of_rows else scaled.mT @ scaled
         gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
         parts.append(torch.linalg.cholesky(gram))
-    return torch.cat(parts, dim=-3)
+    return Factor(torch.cat(parts, dim=-3), of_rows)
 
 
 class GaussianBlocks(dict[str, GaussianBlock]):

@@ -121,7 +121,7 @@ def infer(
     >>> abs(float(posterior.mean("z")) - 0.8) < 0.05  # exact: 1 / (1 + 0.25)
     True
     """
-    rng = _generator(seed)
+    rng = generator_of(seed)
     if isinstance(method, str) and method == "auto":
         log_density = LogDensity(model, *args, batched=batched)
         temper = isinstance(start, str) and start == "prior" and warmup is None and thin == 1
@@ -129,7 +129,7 @@ def infer(
     else:
         method, reason = as_method(method), ""
         log_density = LogDensity(method.extend(model), *args, batched=batched)
-    draws, warmup = _check_budget(method, chains, draws, warmup, thin)
+    draws, warmup = check_budget(method, chains, draws, warmup, thin)
     _check_gradients(method, log_density)
     starts = method.num_starts(draws) if isinstance(method, Population) else 1
     target: LogDensity | Bridge = log_density
@@ -225,9 +225,16 @@ def _check_bounded(run: Run) -> None:
         )
 
 
-def _check_budget(
-    method: Method, chains: int, draws: int | None, warmup: int | None, thin: int
+def check_budget(
+    method: Method, chains: int, draws: int | None, warmup: int | None, thin: int = 1
 ) -> tuple[int, int]:
+    """Draws and warm-up of a method, with their defaults.
+
+    Raises
+    ------
+    OptionError
+        If one is out of range, or the method takes none.
+    """
     check_count("chains", chains)
     check_count("thin", thin)
     if isinstance(method, Optimiser):
@@ -253,7 +260,8 @@ def _check_budget(
     return draws, warmup
 
 
-def _generator(seed: int) -> torch.Generator:
+def generator_of(seed: int) -> torch.Generator:
+    """Randomness of its own, or an OptionError if the seed is none."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise OptionError(f"seed: got {seed!r}; expected an integer from 0 to 2**63 - 1")
     return torch.Generator().manual_seed(seed)

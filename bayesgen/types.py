@@ -90,7 +90,7 @@ def strict_options(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        check_options(function.__name__, function, kwargs)
+        check_options(function.__qualname__.removesuffix(".__init__"), function, kwargs)
         return function(*args, **kwargs)
 
     return checked
@@ -100,7 +100,8 @@ def check_positive(name: str, value: float | None, *, allow_none: bool = False) 
     """Refuse a setting that is not a positive finite number."""
     if value is None and allow_none:
         return
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):  # type: ignore[operator]
         raise OptionError(f"{name}: got {value!r}; expected a positive finite number")
 
 

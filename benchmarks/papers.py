@@ -28,6 +28,9 @@ EXPERIMENTS = {
     "tomography-posterior": ("tomography_posterior", "run"),
     "weighting": ("weighting", "run"),
     "solvers": ("solvers", "run"),
+    "design-images": ("design_images", "run"),
+    "design-laminates": ("design_laminates", "run"),
+    "design-cost": ("design_cost", "run"),
 }
 
 

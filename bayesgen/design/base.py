@@ -12,7 +12,7 @@ from bayesgen.errors import DataError, OptionError
 from bayesgen.types import check_count, check_options
 
 # Costs are added up in floating point, perhaps single: a budget they fill exactly is not exceeded.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 
 
 class Choice(NamedTuple):
@@ -78,6 +78,8 @@ class Acquisition:
     - ``begin(belief)`` returns a `Scorer` of gains (bits, variances: nothing gained is zero), a
       `Level` for scores that have no zero, or a `Ranking` for those that take no notice of costs;
     - for batches that are chosen jointly, derive a scorer whose ``take`` updates its scores;
+    - set ``needs_noise`` if it uses ``belief.positive_noise``, and override ``may_choose`` if there
+      are candidates that it never chooses;
     - draw random numbers from ``belief.rng`` only, and change nothing in the belief;
     - add it to ``ACQUISITIONS`` in ``bayesgen/design/acquisitions.py`` and to the table in
       ``tests/design/test_acquisitions.py``, which runs all through the same checks.
@@ -86,11 +88,14 @@ class Acquisition:
     ----------
     task
         What it is for: to estimate the image, or to find the candidate of the largest value.
+    needs_noise
+        Whether scores are weighed against the noise, which has to be known then.
     """
 
     name: ClassVar[str]
     reference: ClassVar[str]
     task: ClassVar[Literal["image", "maximum", "either"]]
+    needs_noise: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse options that do not exist, listing those that do."""
@@ -101,6 +106,10 @@ class Acquisition:
         """Scores for the first choice of a batch, and how they change with each."""
         raise NotImplementedError
 
+    def may_choose(self, num_candidates: int) -> Tensor:
+        """Which candidates it would ever choose, ``(n,)``: all, but for orders that end."""
+        return torch.ones(num_candidates, dtype=torch.bool)
+
     def scores(self, belief: Belief) -> Tensor:
         """Scores of all candidates for one choice, ``(n,)``: the higher, the better."""
         return self.begin(belief).scores()
@@ -108,7 +117,7 @@ class Acquisition:
     def choose(self, belief: Belief, batch: int = 1, affordable: float = float("inf")) -> Choice:
         """Candidates to measure next, one after the other the best for its cost.
 
-        Of equals the one with the lowest number is taken.
+        Of equals the cheapest is taken, and of equally cheap ones that with the lowest number.
 
         Parameters
         ----------
@@ -136,12 +145,13 @@ class Acquisition:
             costs = _costs(belief, last, left).to(scores)
             first = scores.masked_fill(~left, float("nan")) if first is None else first
             allowed = left & (scores > -float("inf"))
-            allowed &= spent + costs.double() <= affordable * (1.0 + _ROUNDING)
+            allowed &= spent + costs.double() <= affordable * (1.0 + ROUNDING)
             if not bool(allowed.any()):
                 break
             worth = scorer.preferences(scores, costs, allowed)
             worth = worth.masked_fill(~allowed, -float("inf"))
-            last = int(((worth == worth[allowed].max()) & allowed).nonzero()[0])
+            best = (worth == worth[allowed].max()) & allowed
+            last = int((best & (costs == costs[best].min())).nonzero()[0])
             spent += float(costs[last])
             left[last] = False
             indices.append(last)

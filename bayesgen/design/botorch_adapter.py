@@ -94,7 +94,8 @@ class BoTorch(Acquisition):
     >>> def improvement(model, belief):
     ...     from botorch.acquisition import qLogExpectedImprovement
     ...
-    ...     return qLogExpectedImprovement(model, best_f=belief.values.max())
+    ...     best = belief.values if belief.measured else belief.mean
+    ...     return qLogExpectedImprovement(model, best_f=best.max())
     >>> BoTorch(improvement)  # doctest: +ELLIPSIS
     BoTorch(acquisition=<function improvement at ...>)
     """

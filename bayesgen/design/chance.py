@@ -67,7 +67,7 @@ class EpsilonGreedy(Acquisition):
     Parameters
     ----------
     base
-        What is followed otherwise.
+        What is followed otherwise, or its name.
     epsilon
         Probability of a random choice. 0.5, half of them.
 
@@ -85,15 +85,35 @@ class EpsilonGreedy(Acquisition):
     reference = "Sutton and Barto (2018), Reinforcement learning: an introduction, section 2.2"
     task = "either"
 
-    base: Acquisition = field(default_factory=Variance)
+    base: Acquisition | str = field(default_factory=Variance)
     epsilon: float = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.base, Acquisition):
-            raise OptionError(f"base: got {self.base!r}; expected an acquisition function")
-        if not isinstance(self.epsilon, int | float) or not 0.0 <= self.epsilon <= 1.0:
+        # It lists this module.
+        from bayesgen.design.acquisitions import as_acquisition
+
+        object.__setattr__(self, "base", as_acquisition(self.base, "base"))
+        if (
+            isinstance(self.epsilon, bool)
+            or not isinstance(self.epsilon, int | float)
+            or not 0.0 <= self.epsilon <= 1.0
+        ):
             raise OptionError(f"epsilon: got {self.epsilon!r}; expected a number from 0 to 1")
+
+    @property
+    def needs_noise(self) -> bool:  # type: ignore[override]
+        """As of the base."""
+        return self._followed.needs_noise
+
+    def may_choose(self, num_candidates: int) -> Tensor:
+        """As of the base."""
+        return self._followed.may_choose(num_candidates)
 
     def begin(self, belief: Belief) -> Scorer:
         """The base's scores, sometimes ignored."""
-        return _Exploring(self.base.begin(belief), belief, float(self.epsilon))
+        return _Exploring(self._followed.begin(belief), belief, float(self.epsilon))
+
+    @property
+    def _followed(self) -> Acquisition:
+        assert isinstance(self.base, Acquisition)
+        return self.base

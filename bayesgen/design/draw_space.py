@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from bayesgen.errors import OptionError
+
 # Numbers in an intermediate tensor: so many stay in the cache, and more are slower.
 _MOST = 2**16
+
+# Variances beside which double precision sees of an identity six digits at least.
+_LARGE = 1e10
 
 
 class DrawSpace:
@@ -30,6 +36,11 @@ class DrawSpace:
     goal
         Centred draws over sqrt(S - 1) of something else that the data tell of, ``(S, k)``.
 
+    Raises
+    ------
+    OptionError
+        If the noise is so small that squares in units of it overflow.
+
     References
     ----------
     Chen, Zhang and Zhou (2018), *Fast greedy MAP inference for determinantal point process*, whose
@@ -44,6 +55,11 @@ class DrawSpace:
         self.goal = None if goal is None else compressed(goal[:, None])[:, 0]
         # Where columns are as good as determined.
         self.nothing = float(self.factor.square().sum(0).max()) ** 0.5
+        if not math.isfinite(self.nothing):
+            raise OptionError(
+                "noise: in units of it the variance of the draws overflows "
+                f"{self.factor.dtype}; give a larger one, or all in double precision"
+            )
         self.nothing *= self.num_draws * torch.finfo(self.factor.dtype).eps
 
     def variances(self) -> Tensor:
@@ -54,8 +70,8 @@ class DrawSpace:
         r""":math:`\frac12 \log\det(I + F_a^T F_a)` of each block, ``(n,)``: nats of information."""
         if self.size == 1:
             return 0.5 * self.factor.square().sum(0).log1p()
-        parts = [_root(block).diagonal(dim1=-2, dim2=-1).log().sum(-1) for block in self._blocks()]
-        return torch.cat(parts)
+        roots = (_root(block).diagonal(dim1=-2, dim2=-1) for block in self._blocks())
+        return torch.cat([d.abs().log().sum(-1) for d in roots]).to(self.factor)
 
     def goal_reductions(self) -> Tensor:
         r"""Fall of the goal's total variance by each block, ``(n,)``.
@@ -65,14 +81,15 @@ class DrawSpace:
         """
         assert self.goal is not None
         if self.size == 1:
-            cross = (self.goal.T @ self.factor).square().sum(0)
-            return cross / (1.0 + self.factor.square().sum(0))
+            # Divided before it is squared, which might overflow.
+            root = (1.0 + self.factor.square().sum(0)).sqrt()
+            return (self.goal.T @ self.factor / root).square().sum(0)
         parts = []
         for block in self._blocks():
-            cross = block @ self.goal
+            cross = block.double() @ self.goal.double()
             solved = torch.linalg.solve_triangular(_root(block), cross, upper=False)
             parts.append(solved.square().sum((-2, -1)))
-        return torch.cat(parts)
+        return torch.cat(parts).to(self.factor)
 
     def condition(self, index: int, *, exact: bool = False) -> None:
         """Measure a block: with noise of variance one, or ``exact``, without any."""
@@ -103,17 +120,26 @@ def contraction(block: Tensor, nothing: float | None = None) -> Callable[[Tensor
     directions, singular, _ = torch.linalg.svd(block, full_matrices=False)
     if nothing is None:
         # 1 - 1 / sqrt(1 + s^2) without cancellation.
-        root = (1.0 + singular.square()).sqrt()
-        shrink = singular.square() / (root * (1.0 + root))
+        root = singular.hypot(torch.ones_like(singular))
+        shrink = singular / root * (singular / (1.0 + root))
     else:
         shrink = (singular > nothing).to(block)
     return lambda matrix: matrix - directions @ (shrink[:, None] * (directions.T @ matrix))
 
 
 def _root(block: Tensor) -> Tensor:
-    """Cholesky factor of I + F^T F."""
-    identity = torch.eye(block.shape[-2], dtype=block.dtype, device=block.device)
-    return torch.linalg.cholesky(identity + block @ block.mT)
+    """L with L L^T = I + F^T F, from F^T ``(*, q, S)``: lower triangular, in double precision.
+
+    Its diagonal may be negative.
+    """
+    rows = block.double()
+    identity = torch.eye(block.shape[-2], dtype=rows.dtype, device=block.device)
+    gram = identity + rows @ rows.mT
+    if float(gram.max()) < _LARGE:
+        return torch.linalg.cholesky(gram)
+    # The square would hide the identity, on which all depends where F lacks full rank.
+    stacked = torch.cat([rows.mT, identity.expand_as(gram)], dim=-2)
+    return torch.linalg.qr(stacked, mode="r").R.mT
 
 
 def in_pieces(rows: Tensor, numbers: int) -> Iterator[Tensor]:

@@ -96,12 +96,14 @@ class InformationGain(Acquisition):
         "Krause, Singh and Guestrin (2008), Near-optimal sensor placements in Gaussian processes"
     )
     task = "image"
+    needs_noise = True
 
     shrinkage: float | Literal["auto"] = 0.0
 
     def __post_init__(self) -> None:
         rho = self.shrinkage
-        if rho != "auto" and not (isinstance(rho, int | float) and 0.0 <= rho <= 1.0):
+        number = isinstance(rho, int | float) and not isinstance(rho, bool)
+        if rho != "auto" and not (number and 0.0 <= rho <= 1.0):
             raise OptionError(f"shrinkage: got {rho!r}; expected a number from 0 to 1 or 'auto'")
 
     def begin(self, belief: Belief) -> Scorer:
@@ -183,6 +185,7 @@ class GoalVariance(Acquisition):
         "large-scale Bayesian linear inverse problems"
     )
     task = "image"
+    needs_noise = True
 
     goal: Callable[[Tensor], Tensor] | None = None
 
@@ -190,6 +193,7 @@ class GoalVariance(Acquisition):
         if self.goal is not None and not callable(self.goal):
             raise OptionError(f"goal: got {self.goal!r}; expected a function of images, or None")
 
+    @torch.no_grad()
     def begin(self, belief: Belief) -> Scorer:
         """Reductions of the variance, conditioned on each choice."""
         wanted = self._wanted(belief)

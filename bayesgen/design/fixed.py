@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +29,12 @@ class _Ordered(Acquisition):
     def sequence(self, num_candidates: int) -> Sequence[int]:
         """Candidates from the first to the last; those that are missing are never chosen."""
         raise NotImplementedError
+
+    def may_choose(self, num_candidates: int) -> Tensor:
+        """Those that the order lists."""
+        listed = torch.zeros(num_candidates, dtype=torch.bool)
+        listed[list(self.sequence(num_candidates))] = True
+        return listed
 
     def begin(self, belief: Belief) -> Scorer:
         """How many come later in the order."""
@@ -59,8 +68,8 @@ class FixedOrder(_Ordered):
 
     def __post_init__(self) -> None:
         try:
-            numbers = [float(index) for index in self.order]
-        except (TypeError, ValueError) as error:
+            numbers = [_as_number(index) for index in self.order]
+        except TypeError as error:
             raise DtypeError(
                 f"order: expected numbers of candidates, got {self.order!r}"
             ) from error
@@ -82,6 +91,14 @@ class FixedOrder(_Ordered):
     def __repr__(self) -> str:
         shown = ", ".join(map(str, self.order[:6])) + (", ..." if len(self.order) > 6 else "")
         return f"FixedOrder({len(self.order)} candidates: {shown})"
+
+
+def _as_number(value: Any) -> float:
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"expected a number, got {value!r}")
+    return float(value)
 
 
 @dataclass(frozen=True)

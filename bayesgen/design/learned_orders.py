@@ -28,7 +28,8 @@ def pca_order(data: Tensor, total: int, *, noise: float | Tensor) -> FixedOrder:
     total
         How many candidates to choose.
     noise
-        Standard deviation of the measurements, a number or ``(n, q)``.
+        Standard deviation of the measurements: what broadcasts to ``(n, q)``; if q = 1, also
+        ``(n,)``.
 
     Raises
     ------
@@ -86,7 +87,8 @@ def lbcs_order(
     total
         How many candidates to choose.
     noise
-        Standard deviation of the measurements, a number or ``(n, q)``.
+        Standard deviation of the measurements: what broadcasts to ``(n, q)``; if q = 1, also
+        ``(n,)``.
     fitted
         Share of the images, the first, that the estimate is fitted to. One half: an estimate judged
         on images it knows would look too good wherever there are fewer images than pixels.
@@ -111,11 +113,15 @@ def lbcs_order(
     FixedOrder(2 candidates: 1, 2)
     """
     std = _checked(data, total, noise)
+    if not isinstance(images, Tensor) or images.is_complex():
+        raise DtypeError("images: expected a tensor of real numbers")
     if images.ndim < 1 or len(images) != len(data):
         raise ShapeError(
             f"images: expected {len(data)} images, as of the data, got shape {tuple(images.shape)}"
         )
-    if not 0.0 < fitted < 1.0:
+    if not bool(torch.isfinite(images).all()):
+        raise DataError("images: some are not finite")
+    if not isinstance(fitted, int | float) or not 0.0 < fitted < 1.0:
         raise OptionError(f"fitted: got {fitted!r}; expected a share between 0 and 1")
     split = round(fitted * len(data))
     if split < 2 or split == len(data):
@@ -193,11 +199,19 @@ def _checked(data: Tensor, total: int, noise: float | Tensor) -> Tensor:
     if not bool(torch.isfinite(data).all()):
         raise DataError("data: some of it is not finite")
     check_count("total", total, maximum=data.shape[1])
-    std = torch.as_tensor(noise, dtype=data.dtype, device=data.device)
-    if std.ndim not in (0, 2) or (std.ndim == 2 and std.shape != data.shape[1:]):
+    try:
+        std = torch.as_tensor(noise, dtype=data.dtype, device=data.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DtypeError(f"noise: got {noise!r}; expected standard deviations") from error
+    num, size = data.shape[1:]
+    if size == 1 and std.shape == (num,):
+        std = std[:, None]
+    try:
+        std = std.expand(num, size)
+    except RuntimeError:
         raise ShapeError(
-            f"noise: expected a number or shape {tuple(data.shape[1:])}, got {tuple(std.shape)}"
-        )
+            f"noise: expected something that broadcasts to ({num}, {size}), got {tuple(std.shape)}"
+        ) from None
     if not bool(((std > 0) & torch.isfinite(std)).all()):
         raise OptionError("noise: expected positive finite standard deviations")
-    return std.expand(data.shape[1:])
+    return std

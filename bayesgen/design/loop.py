@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,22 @@ import torch
 from torch import Tensor
 
 from bayesgen.design.acquisitions import as_acquisition
-from bayesgen.design.base import Acquisition, Choice
+from bayesgen.design.base import ROUNDING, Acquisition, Choice
 from bayesgen.design.belief import Belief
-from bayesgen.design.model import check_model, prior_posterior
+from bayesgen.design.model import check_data, check_model, prior_posterior
 from bayesgen.design.pool import Pool
 from bayesgen.design.records import Record, read_loop, write_loop
-from bayesgen.errors import DataError, OptionError, ShapeError
-from bayesgen.infer import infer
-from bayesgen.inference import SMC, Method, Optimiser, Population, as_method
+from bayesgen.design.settings import (
+    as_budget,
+    as_initial,
+    as_noise,
+    as_path,
+    as_sampler,
+    as_values,
+)
+from bayesgen.errors import OptionError, SamplingError
+from bayesgen.infer import check_budget, generator_of, infer
+from bayesgen.inference import SMC, Method, Population
 from bayesgen.posterior import Posterior
 from bayesgen.types import check_count, check_positive, strict_options
 
@@ -27,8 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Measure = Callable[[list[int]], Any]
-# Rounding of costs that fill a budget exactly.
-_ROUNDING = 1e-6
 
 
 class Loop:
@@ -78,14 +85,17 @@ class Loop:
     seed
         Seed of all randomness.
     checkpoint
-        File that is written after each round. If it exists, the loop continues from it.
+        File that is written after each choice and each round. If it exists, the loop continues
+        from it.
 
     Raises
     ------
     ModelError, ShapeError, DtypeError, DataError, OptionError
-        If the model takes no operator, the budget exceeds the pool, or an option is out of range.
+        If the model does not follow the operator or has no such site, the budget exceeds the pool,
+        the acquisition function needs ``noise``, or an option is out of range.
     FileFormatError
-        If the checkpoint is of another loop.
+        If the checkpoint is of a loop with another pool, seed, site or model. Acquisition function,
+        budget, batch and target may have changed.
 
     References
     ----------
@@ -135,27 +145,34 @@ class Loop:
         for name, count in (("batch", batch), ("chains", chains), ("draws", draws)):
             check_count(name, count)
         check_positive("target", target, allow_none=True)
+        generator_of(seed)
         self.model, self.pool, self.measure = model, pool, measure
         self.acquisition = as_acquisition(acquisition)
-        self.budget, self.batch, self.site = _as_budget(budget, pool), batch, site
+        self.budget, self.batch, self.site = as_budget(budget, pool), batch, site
         self.target, self.fresh, self.seed = target, fresh, seed
-        self._noise = _as_noise(noise, pool)
+        self._noise = as_noise(noise, pool)
+        if self._noise is None and self.acquisition.needs_noise:
+            raise OptionError(
+                f"noise: {self.acquisition.name!r} weighs what is expected against the noise; give "
+                "the standard deviation of the measurements"
+            )
+        self._ever = self.acquisition.may_choose(pool.num_candidates)
         self._chains, self._draws, self._warmup = chains, draws, warmup
-        self.method = _as_sampler(SMC(particles=max(draws, 16)) if method is None else method)
-        self._initial = [int(i) for i in initial]
-        if self._initial:
-            pool._checked(self._initial)
+        self.method = as_sampler(SMC(particles=max(draws, 16)) if method is None else method)
+        check_budget(self.method, chains, draws, warmup)
+        self._initial = as_initial(initial, pool, self.budget)
+        # Shows dtype and device of the data.
+        self._example = check_model(model, pool, site)
         self.measured: list[int] = []
         self.values: Tensor | None = None
-        self.spent = 0.0
         self.records: list[Record] = []
         self._pending: Choice | None = None
         self._choosing = 0.0
         self._posterior: Posterior | None = None
-        # Whether what was measured last has not come to the posterior yet.
-        self._behind = False
-        check_model(model, pool)
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        # Whether what was measured last has not come to the posterior yet, and how often that
+        # failed.
+        self._behind, self._failures = False, 0
+        self.checkpoint = None if checkpoint is None else as_path(checkpoint)
         if self.checkpoint is not None and self.checkpoint.exists():
             read_loop(self, self.checkpoint)
 
@@ -168,8 +185,7 @@ class Loop:
     @property
     def posterior(self) -> Posterior:
         """Given all that was measured; before that, draws of the prior."""
-        if self._behind:
-            self._update()
+        self._catch_up()
         if self._posterior is None:
             shape = (self._chains, self._draws)
             self._posterior = prior_posterior(self.model, self.pool, shape, self._seed_of(0))
@@ -189,6 +205,11 @@ class Loop:
         return self.pool.at(self.measured), self.pool.arrange(self.values, self.measured)
 
     @property
+    def spent(self) -> float:
+        """What all measurements so far have cost."""
+        return self.pool.cost_of(self.measured)
+
+    @property
     def available(self) -> Tensor:
         """Which candidates have not been measured, ``(n,)``."""
         left = torch.ones(self.pool.num_candidates, dtype=torch.bool)
@@ -204,8 +225,13 @@ class Loop:
         left = self.available
         if not bool(left.any()):
             return "pool exhausted"
+        if self._initial and not self.measured:
+            return None
+        left &= self._ever
+        if not bool(left.any()):
+            return "order exhausted"
         costs = self.pool.costs_from(self.measured[-1] if self.measured else None)
-        if float(costs[left].min()) > (self.budget - self.spent) * (1 + _ROUNDING):
+        if float(costs[left].min()) > self.budget * (1 + ROUNDING) - self.spent:
             return "budget spent"
         return None
 
@@ -242,43 +268,75 @@ class Loop:
         OptionError
             If the loop has ended.
         """
-        if self._behind:
-            self._update()
+        self._catch_up()
         if self._pending is None:
             if self.outcome is not None:
                 raise OptionError(f"loop: {self.outcome}; there is nothing left to ask")
             clock = time.perf_counter()
             self._pending = self._choose()
             self._choosing = time.perf_counter() - clock
+            # Another day must find the same question.
+            self._keep()
         return list(self._pending.indices)
 
-    def tell(self, values: Any) -> Record:
+    def tell(self, values: Any, candidates: Sequence[int] | None = None) -> Record:
         """Take the data of the candidates asked for, ``(k, *pool.value_shape)``, and learn.
+
+        Complex data are taken for the real and imaginary parts that the operator gives.
+
+        Parameters
+        ----------
+        values
+            The data, in the order in which candidates were asked for.
+        candidates
+            What was measured, to make sure that it is what was asked for; not needed.
 
         Raises
         ------
         OptionError
-            If nothing was asked for.
-        ShapeError, DataError
-            If the data have another shape or are not finite; the loop waits for others.
+            If nothing was asked for, or something else was.
+        ShapeError, DtypeError, DataError
+            If the data have another shape, or are not finite numbers; the loop waits for others.
         """
-        if self._pending is None or self._behind:
+        if self._behind:
+            raise OptionError(
+                f"loop: the data of {self._last_chosen} are known, but the posterior failed to "
+                "follow; ask() tries again, withdraw() takes them back"
+            )
+        if self._pending is None:
             raise OptionError("loop: no candidates have been asked for; call ask() first")
-        measured = self._as_values(values, self._pending.indices)
-        last = self.measured[-1] if self.measured else None
-        for index in self._pending.indices:
-            self.spent += float(self.pool.costs_from(last)[index])
-            last = index
-        earlier = self.values
-        self.values = measured if earlier is None else torch.cat([earlier, measured.to(earlier)])
-        self.measured = [*self.measured, *self._pending.indices]
+        chosen = self._pending.indices
+        if candidates is not None and [int(i) for i in candidates] != chosen:
+            raise OptionError(f"candidates: got {list(candidates)}, but {chosen} were asked for")
+        new = as_values(values, chosen, self.pool).to(self._example)
+        self.values = new if self.values is None else torch.cat([self.values, new])
+        self.measured = [*self.measured, *chosen]
         self._behind = True
-        try:
-            self._update()
-        finally:
-            if self.checkpoint is not None:
-                write_loop(self, self.checkpoint)
+        self._catch_up()
         return self.records[-1]
+
+    def withdraw(self) -> list[int]:
+        """Take back the data told last, to which the posterior failed to follow.
+
+        Returns
+        -------
+        list of int
+            The candidates to measure again.
+
+        Raises
+        ------
+        OptionError
+            If the posterior knows all data: then there is nothing to take back.
+        """
+        if not self._behind:
+            raise OptionError("loop: the posterior has followed all data; nothing is taken back")
+        count = len(self._last_chosen)
+        assert self.values is not None
+        self.measured, values = self.measured[:-count], self.values[:-count]
+        self.values = values if self.measured else None
+        self._behind = False
+        self._keep()
+        return self.ask()
 
     def __iter__(self) -> Iterator[Record]:
         """Measure and learn until the end, a record a round.
@@ -288,7 +346,7 @@ class Loop:
         if self.measure is None:
             raise OptionError("measure: the loop has none; use ask() and tell(), or give one")
         if self._behind:
-            self._update()
+            self._catch_up()
             yield self.records[-1]
         while not self.finished:
             yield self.tell(self.measure(self.ask()))
@@ -320,61 +378,81 @@ class Loop:
         left = self.budget - self.spent
         return self.acquisition.choose(self.belief(), self.batch, left)
 
-    def _as_values(self, values: Any, chosen: Sequence[int]) -> Tensor:
-        measured = torch.as_tensor(values)
-        shape = (len(chosen), *self.pool.value_shape)
-        if tuple(measured.shape) != shape:
-            raise ShapeError(
-                f"measure: returned shape {tuple(measured.shape)} for candidates {list(chosen)}; "
-                f"expected {shape}"
-            )
-        if measured.is_complex() or not bool(torch.isfinite(measured).all()):
-            raise DataError(
-                f"measure: returned data of candidates {list(chosen)} that are complex, NaN or "
-                "infinite"
-            )
-        if not measured.is_floating_point():
-            measured = measured.to(torch.get_default_dtype())
-        return measured.detach().reshape(len(chosen), self.pool.num_numbers)
+    @property
+    def _last_chosen(self) -> list[int]:
+        return [] if self._pending is None else list(self._pending.indices)
+
+    def _keep(self) -> None:
+        if self.checkpoint is not None:
+            write_loop(self, self.checkpoint)
+
+    def _catch_up(self) -> None:
+        """Bring the posterior and the records up to what was measured."""
+        if not self._behind:
+            return
+        try:
+            self._update()
+        except SamplingError:
+            # The same seed would fail again.
+            self._failures += 1
+            raise
+        finally:
+            self._keep()
 
     def _update(self) -> None:
-        """Bring the posterior and the records up to what was measured."""
         clock = time.perf_counter()
         operator, y = self.data
-        check_model(self.model, self.pool, operator, y)
+        check_data(self.model, operator, y)
         # Approximations are fitted anew each time; there is nothing to carry on.
         carries = not isinstance(self.method, Population) or self.method.starts_at_prior
-        warm = carries and bool(self.records) and not self.fresh
-        self._posterior = infer(
-            self.model,
-            operator,
-            y,
-            method=self.method,
-            start=self._posterior if warm and self._posterior is not None else "prior",
-            seed=self._seed_of(2 * len(self.records) + 2),
-            progress=False,
-            chains=self._chains,
-            draws=self._draws,
-            warmup=self._warmup,
-        )
-        mean, std = self._posterior.mean(self.site), self._posterior.std(self.site)
-        updating = time.perf_counter() - clock
+        known = self._posterior if carries and self.records and not self.fresh else None
+        posterior = self._inferred(operator, y, known)
+        if posterior.attributes.get("interrupted"):
+            raise KeyboardInterrupt
+        mean, std = posterior.mean(self.site), posterior.std(self.site)
         choice = self._pending
         assert choice is not None
-        self.records.append(
-            Record(
-                round=len(self.records),
-                chosen=tuple(choice.indices),
-                scores=choice.scores.detach().cpu(),
-                spent=self.spent,
-                uncertainty=float(std.double().square().mean().sqrt()),
-                mean=mean,
-                std=std,
-                seconds_choosing=self._choosing,
-                seconds_updating=updating,
-            )
+        record = Record(
+            round=len(self.records),
+            chosen=tuple(choice.indices),
+            scores=choice.scores.detach().cpu(),
+            spent=self.spent,
+            uncertainty=float(std.double().square().mean().sqrt()),
+            mean=mean,
+            std=std,
+            seconds_choosing=self._choosing,
+            seconds_updating=time.perf_counter() - clock,
         )
-        self._pending, self._behind = None, False
+        self.records.append(record)
+        self._posterior, self._pending, self._behind = posterior, None, False
+
+    def _inferred(self, operator: Any, y: Tensor, known: Posterior | None) -> Posterior:
+        def from_start(start: Any) -> Posterior:
+            return infer(
+                self.model,
+                operator,
+                y,
+                method=self.method,
+                start=start,
+                seed=self._seed_of(2 * len(self.records) + 2) + self._failures,
+                progress=False,
+                chains=self._chains,
+                draws=self._draws,
+                warmup=self._warmup,
+            )
+
+        if known is None:
+            return from_start("prior")
+        try:
+            return from_start(known)
+        except OptionError as error:
+            warnings.warn(
+                f"the last posterior cannot be carried on, and this one begins at the prior: "
+                f"{error}",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            return from_start("prior")
 
     def _seed_of(self, number: int) -> int:
         """The ``number``-th of a sequence of seeds that belongs to this loop."""
@@ -412,38 +490,3 @@ def acquire(model: Callable[..., Any], pool: Pool, measure: Measure, **settings:
             f"measure: got {type(measure).__name__}; expected a function of a list of candidates"
         )
     return Loop(model, pool, measure, **settings)
-
-
-def _as_budget(budget: float, pool: Pool) -> float:
-    check_positive("budget", budget)
-    total = float(pool.costs.sum())
-    if pool._movement is None and budget > total * (1 + _ROUNDING):
-        raise OptionError(
-            f"budget: got {budget:g}, but measuring all of the pool costs {total:g} only"
-        )
-    return float(budget)
-
-
-def _as_noise(noise: float | Tensor | None, pool: Pool) -> Tensor | None:
-    if noise is None:
-        return None
-    values, shape = torch.as_tensor(noise), (pool.num_candidates, *pool.value_shape)
-    try:
-        values = values.expand(shape)
-    except RuntimeError:
-        raise ShapeError(
-            f"noise: expected something that broadcasts to {shape}, got {tuple(values.shape)}"
-        ) from None
-    if not bool((values > 0).all()) or not bool(torch.isfinite(values).all()):
-        raise OptionError("noise: expected positive finite standard deviations")
-    return values.reshape(pool.num_candidates, pool.num_numbers)
-
-
-def _as_sampler(method: str | Method) -> Method:
-    found = as_method(method)
-    if isinstance(found, Optimiser):
-        raise OptionError(
-            f"method: {found.name!r} finds optima, which say nothing of what is uncertain; "
-            "expected a sampler"
-        )
-    return found

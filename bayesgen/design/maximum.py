@@ -114,8 +114,9 @@ class ExpectedImprovement(Acquisition):
     .. math:: \frac1S \sum_s \max(f_{s,a} - f^*, 0)
 
     In a batch the best so far is, in each draw, also that of the choices so far: the batch is the
-    greedy one for the improvement that all of it brings. Before anything is measured, the mean
-    decides.
+    greedy one for the improvement that all of it brings. Before anything is measured, and where no
+    draw improves at any candidate, the mean decides: with costs, how far it is above the lowest,
+    per cost.
 
     Parameters
     ----------
@@ -166,6 +167,12 @@ class _Improvement(Scorer):
 
     def scores(self) -> Tensor:
         return (self.values - self.best[:, None]).clamp(min=0.0).mean(0)
+
+    def preferences(self, scores: Tensor, costs: Tensor, allowed: Tensor) -> Tensor:
+        if bool((scores[allowed] > 0).any()):
+            return super().preferences(scores, costs, allowed)
+        mean = self.values.mean(0)
+        return Level(mean).preferences(mean, costs, allowed)
 
     def take(self, index: int) -> None:
         self.best = torch.maximum(self.best, self.values[:, index])

@@ -52,6 +52,7 @@ class PairwiseEntropy(Acquisition):
     name = "pairwise-entropy"
     reference = "Kolchinsky and Tracey (2017), Estimating mixture entropy with pairwise distances"
     task = "image"
+    needs_noise = True
 
     bound: Bound = "lower"
 
@@ -104,6 +105,7 @@ class NestedMonteCarlo(Acquisition):
     name = "nested-monte-carlo"
     reference = "Rainforth et al. (2018), On nesting Monte Carlo estimators"
     task = "image"
+    needs_noise = True
 
     bound: Bound = "lower"
     repeats: int = 1
@@ -114,7 +116,7 @@ class NestedMonteCarlo(Acquisition):
 
     def begin(self, belief: Belief) -> Scorer:
         """Gains, and what each further choice adds."""
-        blocks, rng = _in_noise_units(belief), belief.rng
+        blocks = _in_noise_units(belief)
         num = len(blocks)
         # Whether draw t counts for measurement (repeat, s): with "upper", not its own.
         counts = torch.ones(num, num, device=blocks.device, dtype=torch.bool)
@@ -122,20 +124,11 @@ class NestedMonteCarlo(Acquisition):
             counts.fill_diagonal_(False)
         allowed = counts.repeat(self.repeats, 1)
 
-        def exponents(rows: Tensor) -> Tensor:
-            # The same noise for every candidate: their differences vary less. The density of the
-            # true draw is taken out, so that what remains is a ratio.
-            shape = self.repeats * num, rows.shape[-1]
-            noise = torch.randn(shape, generator=rng, device=rng.device, dtype=rows.dtype)
-            noise = noise.to(rows.device)
-            measured = rows.repeat(1, self.repeats, 1) + noise
-            return 0.5 * (noise.square().sum(-1, keepdim=True) - _distances(measured, rows))
-
         def information(ratios: Tensor) -> Tensor:
             sums = ratios.masked_fill(~allowed, -float("inf")).logsumexp(-1)
             return math.log(int(counts[0].sum())) - sums.mean(-1)
 
-        return _Joint(blocks, exponents, information)
+        return _Simulated(blocks, information, self.repeats, belief.rng)
 
 
 class _Joint(Scorer):
@@ -167,6 +160,40 @@ class _Joint(Scorer):
     def take(self, index: int) -> None:
         self.held = self.held + self.exponents(self.rows[index : index + 1])
         self.known = self.information(self.held)
+
+
+class _Simulated(_Joint):
+    """Logarithms of density ratios of simulated measurements, ``repeats`` of each draw.
+
+    One place of the batch has one noise: for every candidate, for differences then vary less, and
+    for the one that is taken. Measurements at different places are independent.
+    """
+
+    def __init__(
+        self,
+        blocks: Tensor,
+        information: Callable[[Tensor], Tensor],
+        repeats: int,
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__(blocks, self._log_ratios, information)
+        self.repeats, self.rng = repeats, rng
+        self.noise = self._drawn()
+
+    def take(self, index: int) -> None:
+        super().take(index)
+        self.noise = self._drawn()
+
+    def _drawn(self) -> Tensor:
+        _, num, size = self.rows.shape
+        shape, rng = (self.repeats * num, size), self.rng
+        noise = torch.randn(shape, generator=rng, device=rng.device, dtype=self.rows.dtype)
+        return noise.to(self.rows.device)
+
+    def _log_ratios(self, rows: Tensor) -> Tensor:
+        # The density of the true draw is taken out, so that what remains is a ratio.
+        measured = rows.repeat(1, self.repeats, 1) + self.noise
+        return 0.5 * (self.noise.square().sum(-1, keepdim=True) - _distances(measured, rows))
 
 
 def _in_noise_units(belief: Belief) -> Tensor:

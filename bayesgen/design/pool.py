@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bayesgen.errors import DataError, DtypeError, OptionError, ShapeError
 from bayesgen.operators import Identity, Operator
 from bayesgen.operators.inputs import as_shape, require_finite
 
-Movement = Tensor | Callable[[int, int], float]
+Costs = float | Sequence[float] | Tensor | NDArray[Any]
+Movement = Tensor | NDArray[Any] | Sequence[Sequence[float]] | Callable[[int, int], float]
 
 
 class Pool:
@@ -33,7 +39,7 @@ class Pool:
         What measuring a candidate costs: one positive number for all (1 by default, so that a
         budget counts measurements), or one each.
     movement
-        What going from one candidate to another costs on top: a tensor ``(n, n)``, from row to
+        What going from one candidate to another costs on top: numbers ``(n, n)``, from row to
         column, or a function of two candidates; not negative. Nothing by default. The first
         measurement has nowhere to come from.
 
@@ -59,8 +65,8 @@ class Pool:
         self,
         operator: Operator,
         *,
-        members: Tensor | None = None,
-        costs: float | Sequence[float] | Tensor = 1.0,
+        members: Tensor | Sequence[Sequence[int]] | NDArray[Any] | None = None,
+        costs: Costs = 1.0,
         movement: Movement | None = None,
     ) -> None:
         if not isinstance(operator, Operator):
@@ -80,7 +86,7 @@ class Pool:
         cls,
         operator: Operator,
         *,
-        costs: float | Sequence[float] | Tensor = 1.0,
+        costs: Costs = 1.0,
         movement: Movement | None = None,
     ) -> Pool:
         """Every number of the data is a candidate, in their order."""
@@ -92,7 +98,7 @@ class Pool:
         cls,
         image_shape: Sequence[int],
         *,
-        costs: float | Sequence[float] | Tensor = 1.0,
+        costs: Costs = 1.0,
         movement: Movement | None = None,
     ) -> Pool:
         """Every pixel is a candidate, row after row."""
@@ -104,7 +110,7 @@ class Pool:
         image_shape: Sequence[int],
         size: int | tuple[int, int],
         *,
-        costs: float | Sequence[float] | Tensor = 1.0,
+        costs: Costs = 1.0,
         movement: Movement | None = None,
     ) -> Pool:
         """Blocks of ``size`` pixels (a side, or height and width) that tile the image.
@@ -157,6 +163,23 @@ class Pool:
             return self.costs
         return self.costs + self._movement[last]
 
+    def cost_of(self, measured: Sequence[int]) -> float:
+        """Cost of measuring these candidates in this order, movement included.
+
+        Examples
+        --------
+        >>> Pool.pixels((4,), movement=lambda i, j: 0.5 * abs(i - j)).cost_of([1, 3, 2])
+        4.5
+        """
+        path = [None, *self._checked(measured)] if len(measured) else []
+        return float(sum(float(self.costs_from(i)[j]) for i, j in pairwise(path) if j is not None))
+
+    @property
+    def highest_cost(self) -> float:
+        """More than measuring all candidates can cost in any order, or as much."""
+        farthest = 0.0 if self._movement is None else float(self._movement.max())
+        return float(self.costs.sum()) + (self.num_candidates - 1) * farthest
+
     # ------------------------------------------------------------------ measuring
 
     def at(self, candidates: Sequence[int]) -> Operator:
@@ -198,16 +221,22 @@ def _first_axis(operator: Operator) -> Tensor:
     return torch.arange(math.prod(operator.range_shape)).reshape(count, -1)
 
 
-def _as_members(members: Tensor, operator: Operator) -> Tensor:
-    members = torch.as_tensor(members)
-    if members.is_floating_point() or members.dtype == torch.bool:
+def _as_members(members: Any, operator: Operator) -> Tensor:
+    try:
+        # A copy: the caller's may change.
+        members = torch.as_tensor(members).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(
+            f"members: expected integers, as many of each candidate; {error}"
+        ) from error
+    if members.is_floating_point() or members.is_complex() or members.dtype == torch.bool:
         raise DtypeError(f"members: expected integers, got {members.dtype}")
     if members.ndim != 2 or members.numel() == 0:
         raise ShapeError(
             "members: expected positions in the flattened data, (candidates, numbers of each), got "
             f"shape {tuple(members.shape)}"
         )
-    size, members = math.prod(operator.range_shape), members.cpu().long()
+    size, members = math.prod(operator.range_shape), members.long()
     if int(members.min()) < 0 or int(members.max()) >= size:
         raise OptionError(f"members: the data have {size} entries; a position is out of range")
     repeated = (members.flatten().bincount() > 1).nonzero()
@@ -220,8 +249,23 @@ def _as_members(members: Tensor, operator: Operator) -> Tensor:
     return members
 
 
-def _as_costs(costs: float | Sequence[float] | Tensor, count: int) -> Tensor:
-    values = torch.as_tensor(costs, dtype=torch.float64).cpu()
+def _as_numbers(name: str, values: Any) -> Tensor:
+    """A copy in double precision: the caller's may change."""
+    try:
+        if not isinstance(values, Tensor):
+            values = np.array(values)
+            if values.dtype.kind not in "biuf":
+                raise TypeError(f"got {values.dtype}")
+            values = torch.from_numpy(values.astype(np.float64))
+        if values.is_complex():
+            raise TypeError(f"got {values.dtype}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"{name}: expected numbers; {error}") from error
+    return values.detach().to("cpu", torch.float64, copy=True)
+
+
+def _as_costs(costs: Costs, count: int) -> Tensor:
+    values = _as_numbers("costs", costs)
     if values.shape not in ((), (count,)):
         raise ShapeError(
             f"costs: expected a number or one for each of {count} candidates, got shape "
@@ -236,11 +280,24 @@ def _as_movement(movement: Movement | None, count: int) -> Tensor | None:
     if movement is None:
         return None
     if callable(movement):
-        movement = torch.tensor([[movement(i, j) for j in range(count)] for i in range(count)])
-    if not isinstance(movement, Tensor) or movement.shape != (count, count):
-        what = tuple(movement.shape) if isinstance(movement, Tensor) else type(movement).__name__
-        raise ShapeError(f"movement: expected ({count}, {count}) costs, got {what}")
-    require_finite("movement", movement)
-    if bool((movement < 0).any()):
-        raise DataError(f"movement: expected no negative costs, got {float(movement.min()):g}")
-    return movement.double().cpu()
+        costs = [[_as_number(movement(i, j)) for j in range(count)] for i in range(count)]
+        values = torch.tensor(costs, dtype=torch.float64)
+    else:
+        values = _as_numbers("movement", movement)
+    if values.shape != (count, count):
+        raise ShapeError(
+            f"movement: expected ({count}, {count}) costs, got shape {tuple(values.shape)}"
+        )
+    require_finite("movement", values)
+    if bool((values < 0).any()):
+        raise DataError(f"movement: expected no negative costs, got {float(values.min()):g}")
+    return values
+
+
+def _as_number(value: Any) -> float:
+    """What a function of two candidates returned."""
+    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
+        value = value.item()
+    if not isinstance(value, Real):
+        raise OptionError(f"movement: expected the function to return a number, got {value!r}")
+    return float(value)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayesgen.gaussian_blocks import GaussianBlock, cholesky_factor
+from bayesgen.gaussian_blocks import Factor, GaussianBlock, cholesky_factor
 from bayesgen.inference.hmc import _like
 from bayesgen.numerics import conjugate_gradient
 
@@ -82,7 +82,7 @@ class BlockSystem:
 
     block: GaussianBlock
     widths: Tensor
-    factor: Tensor | None
+    factor: Factor | None
     max_steps: int
 
     @classmethod
@@ -113,7 +113,7 @@ class BlockSystem:
                 tolerance=max(1e-10, 100 * torch.finfo(r.dtype).eps),
                 max_steps=self.max_steps,
             )
-        elif self.factor.shape[-1] == r.shape[-1]:
+        elif self.factor.of_rows:
             s = -self._adjoint(v, self._solve(r))
         else:
             s = -self._solve(self._adjoint(v, r))
@@ -135,7 +135,7 @@ class BlockSystem:
 
     def _solve(self, b: Tensor) -> Tensor:
         assert self.factor is not None
-        return torch.cholesky_solve(b.double().unsqueeze(-1), self.factor).squeeze(-1).to(b)
+        return torch.cholesky_solve(b.double().unsqueeze(-1), self.factor.lower).squeeze(-1).to(b)
 
 
 def is_factorised(block: GaussianBlock) -> bool:
@@ -143,4 +143,5 @@ def is_factorised(block: GaussianBlock) -> bool:
     if block.matrix is None:
         return False
     most = _MOST_EACH if bool(block.mixed.any()) else _MOST_ONCE
-    return min(block.matrix.shape[-2:]) <= most
+    # Zero rows: nothing depends on the block.
+    return 0 < min(block.matrix.shape[-2:]) <= most

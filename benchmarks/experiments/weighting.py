@@ -2,7 +2,7 @@
 
     python benchmarks/papers.py weighting --mnist FOLDER
 
-The first 100 test images, noise 0.1, posterior means by HMC with the same budget in both arms. The
+The first 100 test images (or --images), noise 0.1, posterior means by HMC with the same budget in both arms. The
 discriminator is the GAN's own for mnist-gan-16; for mnist-vae the GAN's as it is, the GAN's after
 fine-tuning on the VAE's samples, and a density ratio that was trained for it, both with 10,000
 training images. Differences are of mean squared errors, weighted less plain, paired by image, with
@@ -122,5 +122,6 @@ def tell(rows: list[dict[str, Any]], cards: dict[str, Any]) -> None:
         for found in rows
     ]
     text = " ".join((__doc__ or "").split("\n\n")[2].split())
+    text += f" Here {len(rows[0]['of_images'])} images."
     title = "Discriminator-weighted sampling"
     write("weighting", title, text + "\n\n" + table(header, cells), {"rows": rows, "cards": cards})

@@ -140,6 +140,14 @@ def test_nothing_is_available(acquisition: Acquisition, problem: Any) -> None:
         fitting(acquisition, 4).choose(belief)
 
 
+def test_candidates_that_are_never_chosen(acquisition: Acquisition, problem: Any) -> None:
+    may = acquisition.may_choose(8)
+    assert may.shape == (8,) and may.dtype == torch.bool
+    everything = torch.ones(8, dtype=torch.bool)
+    chosen = acquisition.choose(at_length(problem, 8, available=everything), 8).indices
+    assert sorted(chosen) == may.nonzero().flatten().tolist()
+
+
 def test_budgets_are_kept(acquisition: Acquisition, problem: Any) -> None:
     belief = at_length(problem, 8)
     for affordable in (2.0, 3.0, 5.0):
@@ -176,6 +184,7 @@ def test_the_belief_is_left_as_it_is(acquisition: Acquisition, problem: Any) -> 
 
 def test_noise_is_optional_or_asked_for(acquisition: Acquisition, problem: Any) -> None:
     belief = at_length(problem, 8, noise=None)
+    assert acquisition.needs_noise == (acquisition.name in NOISE)
     if acquisition.name in NOISE:
         with pytest.raises(OptionError, match="noise: this acquisition function"):
             acquisition.choose(belief)

@@ -61,6 +61,13 @@ def test_of_equals_the_lowest_number(problem: Any) -> None:
         assert choose(problem, [1.0, *[2.0] * (n - 1)], 3).indices == [1, 2, 3]
 
 
+def test_of_equals_the_cheapest_then_the_lowest_number(problem: Any) -> None:
+    weighed = {"costs_from": costs(10.0, 2.0, 1.0, 1.0)}
+    for kind in (Scorer, Level, Ranking):
+        assert choose(problem, [0.0] * 4, 4, kind=kind, **weighed).indices == [2, 3, 1, 0]
+    assert choose(problem, [10.0, 2.0, 0.5, 1.0], 4, **weighed).indices == [3, 1, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("kind", "scores", "expected"),
     [

@@ -84,7 +84,8 @@ def test_published_functions_work(botorch: Any, problem: Any) -> None:
     own = ExpectedImprovement().scores(belief)
 
     def log_improvement(model: Any, belief: Belief) -> Any:
-        return acquisition.qLogExpectedImprovement(model, best_f=belief.values.max())
+        best = belief.values if belief.measured else belief.mean
+        return acquisition.qLogExpectedImprovement(model, best_f=best.max())
 
     def bound(model: Any, belief: Belief) -> Any:
         return acquisition.qUpperConfidenceBound(model, beta=4.0)
@@ -95,6 +96,9 @@ def test_published_functions_work(botorch: Any, problem: Any) -> None:
     for make in (log_improvement, bound, regret):
         choice = BoTorch(make).choose(belief, 3)
         assert len(set(choice.indices)) == 3 and choice.indices[0] in (0, 1)
+    # At the first choice, too, where nothing has been measured.
+    first = with_values(problem, some_values())
+    assert BoTorch(log_improvement).choose(first).indices[0] in (0, 1)
     scores = BoTorch(log_improvement).scores(belief)
     # 512 draws with replacement by default: within 5 standard errors.
     spread = (belief.data[..., 0] - 0.5).clamp(min=0).std(0) / 512**0.5

@@ -14,6 +14,7 @@ from bayesgen.design.base import Acquisition, Scorer
 from bayesgen.design.belief import Belief
 from bayesgen.design.chance import EpsilonGreedy, RandomChoice
 from bayesgen.design.estimation import InformationGain, Variance
+from bayesgen.design.fixed import FixedOrder
 from bayesgen.errors import OptionError
 
 REPEATS = 1500
@@ -86,7 +87,7 @@ class _OneToss(EpsilonGreedy):
 
     def begin(self, belief: Belief) -> Scorer:
         toss = float(torch.rand((), generator=belief.rng))
-        return (RandomChoice() if toss < self.epsilon else self.base).begin(belief)
+        return (RandomChoice() if toss < self.epsilon else Variance()).begin(belief)
 
 
 def test_the_base_learns_of_random_choices(problem: Any) -> None:
@@ -117,11 +118,28 @@ def test_exploring_stays_within_the_budget(problem: Any) -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    for value in (-0.1, 1.5, float("nan"), "half"):
+    for value in (-0.1, 1.5, float("nan"), "half", True):
         with pytest.raises(OptionError, match="epsilon: got"):
             EpsilonGreedy(epsilon=value)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="base: got 'variance'"):
-        EpsilonGreedy(base="variance")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="base: unknown value 'varianc'.*did you mean"):
+        EpsilonGreedy(base="varianc")
+    with pytest.raises(OptionError, match="base: 'fixed' has no default settings"):
+        EpsilonGreedy(base="fixed")
+    with pytest.raises(OptionError, match="base: unknown value 'None'"):
+        EpsilonGreedy(base=None)  # type: ignore[arg-type]
+
+
+def test_the_base_may_be_named() -> None:
+    named = EpsilonGreedy(base="information-gain", epsilon=0.2)
+    assert named == EpsilonGreedy(InformationGain(), 0.2)
+    assert repr(named) == "EpsilonGreedy(base=InformationGain(shrinkage=0.0), epsilon=0.2)"
+    assert EpsilonGreedy(base="variance") == EpsilonGreedy()
+
+
+def test_needs_and_choices_are_the_bases() -> None:
+    assert not EpsilonGreedy().needs_noise and EpsilonGreedy("information-gain").needs_noise
+    assert EpsilonGreedy(FixedOrder([3, 1])).may_choose(4).tolist() == [False, True, False, True]
+    assert EpsilonGreedy().may_choose(3).tolist() == [True] * 3
 
 
 def test_random_numbers_come_from_the_belief(problem: Any) -> None:

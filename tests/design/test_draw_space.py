@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayesgen.design import draw_space
 from bayesgen.design.draw_space import DrawSpace, best_shrinkage, compressed
+from bayesgen.errors import OptionError
 
 float64 = torch.float64
 
@@ -114,6 +115,42 @@ def left_after_five(dtype: torch.dtype) -> Tensor:
 def test_single_precision_keeps_small_variances() -> None:
     left, truth = left_after_five(torch.float32), left_after_five(float64)
     torch.testing.assert_close(left, truth, rtol=0.1, atol=0.0)
+
+
+def of_low_rank(noise: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Factor and goal, with blocks of five numbers that depend on two only."""
+    blocks = random(40, 6, 2, seed=4) @ random(2, 5, seed=6) / noise
+    return blocks.to(dtype), random(40, 3, seed=5).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, float64])
+@pytest.mark.parametrize("noise", [1.0, 1e-2, 1e-4, 1e-5, 1e-7])
+def test_numbers_that_depend_on_each_other(noise: float, dtype: torch.dtype) -> None:
+    blocks, goal = of_low_rank(noise, dtype)
+    space = DrawSpace(blocks, goal)
+    found = torch.stack([space.log_determinants(), space.goal_reductions()])
+    directions, values, _ = torch.linalg.svd(blocks.double().permute(1, 0, 2), full_matrices=False)
+    shares = values.square() / (1.0 + values.square())
+    reductions = (shares[:, :, None] * (directions.mT @ goal.double()).square()).sum((1, 2))
+    truth = torch.stack([0.5 * values.square().log1p().sum(1), reductions])
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("noise", [1e-8, 1e-12, 1e-15, 1e-20])
+@pytest.mark.parametrize("dtype", [torch.float32, float64])
+def test_tiny_noise_is_finite_or_refused(size: int, noise: float, dtype: torch.dtype) -> None:
+    blocks, goal = of_low_rank(noise, dtype)
+    if dtype == torch.float32 and noise < 1e-18:
+        with pytest.raises(OptionError, match="noise: .*overflows torch.float32"):
+            DrawSpace(blocks[..., :size], goal)
+        return
+    space = DrawSpace(blocks[..., :size], goal)
+    for index in range(3):
+        for scores in (space.log_determinants(), space.goal_reductions(), space.variances()):
+            assert bool(torch.isfinite(scores).all())
+        space.condition(index)
 
 
 def test_compression_keeps_products() -> None:

@@ -240,6 +240,22 @@ def test_one_number_may_be_the_goal(problem: Any) -> None:
     assert float(flat[3]) == pytest.approx(float((before - after)[0, 0]))
 
 
+def test_a_goal_may_have_parameters(problem: Any) -> None:
+    """No graph is kept, and no warning given."""
+    weight = torch.nn.Parameter(GOAL)
+
+    def network(images: Tensor) -> Tensor:
+        return images @ weight.T
+
+    linear = problem(q=3)
+    scorer = GoalVariance(network).begin(linear.belief)
+    scorer.take(2)
+    assert not scorer.scores().requires_grad
+    choice = GoalVariance(network).choose(linear.belief, 2)
+    assert choice.indices == GoalVariance(region).choose(linear.belief, 2).indices
+    assert torch.equal(choice.scores, GoalVariance(region).scores(linear.belief))
+
+
 def test_images_may_have_any_shape(problem: Any) -> None:
     linear = problem(d=6)
     square = linear.but(images=linear.images.reshape(-1, 2, 3))
@@ -263,7 +279,7 @@ def test_bad_goals_are_refused(
 
 
 def test_impossible_settings_are_refused() -> None:
-    for value in (-0.1, 1.1, float("nan"), "automatic", None):
+    for value in (-0.1, 1.1, float("nan"), "automatic", None, True, False):
         with pytest.raises(OptionError, match="shrinkage: got"):
             InformationGain(shrinkage=value)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="goal: got 3"):

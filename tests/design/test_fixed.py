@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,11 +149,28 @@ def test_a_given_order(problem: Any) -> None:
         ([0.5], OptionError),
         (3, DtypeError),
         (["a"], DtypeError),
+        ("012", DtypeError),
+        (["0", "1"], DtypeError),
+        ([True, False], DtypeError),
+        (torch.tensor([True, False]), DtypeError),
+        ([float("nan")], OptionError),
+        ([float("inf")], OptionError),
     ],
 )
 def test_bad_orders_are_refused(order: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="order: expected"):
         FixedOrder(order)
+
+
+def test_orders_may_be_of_any_integers() -> None:
+    for order in (np.array([3, 1]), [np.int32(3), 1.0], torch.tensor([3.0, 1.0]), range(3, 0, -2)):
+        assert FixedOrder(order) == FixedOrder((3, 1))  # type: ignore[arg-type]
+
+
+def test_which_are_ever_chosen() -> None:
+    assert FixedOrder([3, 1]).may_choose(5).tolist() == [False, True, False, True, False]
+    for acquisition in (Equispaced(), LowFrequency(), VariableDensity()):
+        assert acquisition.may_choose(5).tolist() == [True] * 5
 
 
 def test_impossible_settings_are_refused(problem: Any) -> None:

@@ -133,6 +133,21 @@ def test_images_may_have_any_shape_and_noise_be_one_number() -> None:
     assert pca_order(data.float(), 6, noise=0.3) == pca_order(data, 6, noise=0.3)
 
 
+@pytest.mark.parametrize("q", [1, 3])
+def test_noise_is_broadcast(q: int) -> None:
+    data, images, _ = training(q=q)
+    own = 0.2 + torch.arange(6.0) / 3
+    kinds = [(own[:, None], own[:, None].expand(6, q)), (own[:q], own[:q].expand(6, q))]
+    kinds += [(own, own[:, None])] if q == 1 else []
+    for given, full in kinds:
+        assert pca_order(data, 4, noise=given) == pca_order(data, 4, noise=full)
+        lists = lbcs_order(data, images, 4, noise=given.tolist())  # type: ignore[arg-type]
+        assert lists == lbcs_order(data, images, 4, noise=full)
+    if q > 1:
+        with pytest.raises(ShapeError, match=r"noise: .*broadcasts to \(6, 3\), got \(6,\)"):
+            pca_order(data, 4, noise=own)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -144,7 +159,11 @@ def test_images_may_have_any_shape_and_noise_be_one_number() -> None:
         ({"total": 7}, OptionError, "total: got 7; expected at most 6"),
         ({"total": 0}, OptionError, "total: got 0"),
         ({"noise": 0.0}, OptionError, "noise: expected positive"),
-        ({"noise": torch.ones(6)}, ShapeError, r"noise: expected a number or shape \(6, 1\)"),
+        ({"noise": torch.ones(5)}, ShapeError, r"noise: .*broadcasts to \(6, 1\), got \(5,\)"),
+        ({"noise": torch.ones(1, 6, 1)}, ShapeError, r"noise: .*got \(1, 6, 1\)"),
+        ({"noise": "loud"}, DtypeError, "noise: got 'loud'"),
+        ({"noise": [[1.0], [1.0, 2.0]]}, DtypeError, "noise: got"),
+        ({"noise": 1j}, DtypeError, "noise: got 1j"),
     ],
 )
 def test_bad_data_are_refused(
@@ -161,9 +180,13 @@ def test_images_must_fit_the_data() -> None:
     data, images, _ = training()
     with pytest.raises(ShapeError, match=r"images: expected 60 images.*got shape \(59, 8\)"):
         lbcs_order(data, images[1:], 3, noise=0.3)
-    for fitted in (0.0, 1.0, -1.0):
+    with pytest.raises(DtypeError, match="images: expected a tensor"):
+        lbcs_order(data, images.tolist(), 3, noise=0.3)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="images: some are not finite"):
+        lbcs_order(data, images / 0.0, 3, noise=0.3)
+    for fitted in (0.0, 1.0, -1.0, "a", None, True, float("nan")):
         with pytest.raises(OptionError, match="fitted: got"):
-            lbcs_order(data, images, 3, noise=0.3, fitted=fitted)
+            lbcs_order(data, images, 3, noise=0.3, fitted=fitted)  # type: ignore[arg-type]
     for fitted in (0.01, 0.999):
         with pytest.raises(OptionError, match="fitted: of 60 images it leaves"):
             lbcs_order(data, images, 3, noise=0.3, fitted=fitted)

@@ -165,6 +165,22 @@ def test_the_mean_decides_before_anything_is_measured(problem: Any) -> None:
         torch.testing.assert_close(scores, values.mean(0) - values.min())
 
 
+def test_the_mean_decides_where_nothing_improves(problem: Any) -> None:
+    values = normal_draws(50) + torch.tensor([0.0, 2.0, 1.0], dtype=float64)
+    belief = with_values(problem, values, **measured([50.0], [0]))
+    choice = ExpectedImprovement().choose(belief, 3)
+    assert choice.indices == values.mean(0).argsort(descending=True).tolist() == [1, 2, 0]
+    assert choice.scores.tolist() == [0.0, 0.0, 0.0]
+    # Once the only candidate that improves has been taken, too.
+    values[:, 0] += 60.0
+    assert ExpectedImprovement().choose(belief, 3).indices == [0, 1, 2]
+    costs = torch.tensor([1.0, 50.0, 1.0])
+    dear = with_values(
+        problem, values - values[:, :1], **measured([90.0], [0]), costs_from=lambda last: costs
+    )
+    assert ExpectedImprovement().choose(dear).indices == [0]
+
+
 def improvement_of(values: Tensor, chosen: list[int], best: float) -> float:
     return float((values[:, chosen].amax(1) - best).clamp(min=0).mean())
 

@@ -205,13 +205,8 @@ class SameNoise(NestedMonteCarlo):
 
     def begin(self, belief: Belief) -> Scorer:
         scorer: Any = super().begin(belief)
-        exponents, state = scorer.exponents, belief.rng.get_state()
-
-        def again(rows: Tensor) -> Tensor:
-            belief.rng.set_state(state)
-            return exponents(rows)
-
-        scorer.exponents = again
+        noise = scorer.noise
+        scorer._drawn = lambda: noise
         return scorer
 
 
@@ -232,6 +227,34 @@ def test_batches_by_simulation_are_joint(problem: Any) -> None:
 
     assert z(NestedMonteCarlo()) < 8.0
     assert z(SameNoise()) > 8.0
+
+
+@pytest.mark.parametrize("q", [1, 3])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_copies_of_a_candidate_score_the_same(
+    problem: Any, q: int, repeats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However candidates are divided into pieces, at every place of a batch."""
+    linear = problem(n=5, q=q)
+    linear.matrix[:], linear.noise[:] = linear.matrix[0].clone(), linear.noise[0].clone()
+    for most in (2**24, 1):
+        monkeypatch.setattr(draw_space, "_MOST", most)
+        scorer = NestedMonteCarlo(repeats=repeats).begin(linear.belief)
+        for index in (3, 1):
+            scores = scorer.scores()
+            torch.testing.assert_close(scores, scores[:1].expand(5))
+            assert torch.equal(scores, scorer.scores())
+            scorer.take(index)
+
+
+def test_the_noise_of_the_one_taken_is_that_of_its_score(problem: Any) -> None:
+    belief = problem(n=4, q=2).belief
+    scorer: Any = NestedMonteCarlo().begin(belief)
+    known = 0.0
+    for index in (2, 0):
+        known += float(scorer.scores()[index])
+        scorer.take(index)
+        assert float(scorer.known) == pytest.approx(known)
 
 
 def test_more_repeats_less_noise(problem: Any) -> None:

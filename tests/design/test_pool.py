@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from bayesgen.design import Pool, simulate
 from bayesgen.errors import BayesgenError, DataError, DtypeError, OptionError, ShapeError
 from bayesgen.operators.mri import cartesian_mask
 
+float64 = torch.float64
 POOLS = {
     "rows": lambda: Pool(bg.operators.GaussianMatrix((8, 8), rows=10, seed=0)),
     "angles": lambda: Pool(bg.operators.Radon((8, 8), angles=6)),
@@ -90,6 +92,32 @@ def test_costs_and_movement() -> None:
     assert torch.equal(other.costs_from(1), pool.costs_from(1))
 
 
+def test_costs_and_movement_may_be_lists_and_arrays() -> None:
+    distances = [[0.0, 1.0, 2.0], [1.0, 0.0, 1.0], [2.0, 1.0, 0.0]]
+    flipped = np.array(distances)[::-1, ::-1]  # negative strides
+    kinds: list[Any] = [distances, torch.tensor(distances), flipped, np.array(distances, np.int64)]
+    kinds += [lambda i, j: torch.tensor(abs(i - j)), lambda i, j: np.float32(abs(i - j))]
+    for movement in kinds:
+        pool = Pool.pixels((1, 3), costs=np.array([1.0, 2.0, 3.0]), movement=movement)
+        assert pool.costs_from(2).tolist() == [3, 3, 3]
+        assert pool.costs_from(1).dtype == torch.float64
+
+
+def test_what_a_pool_is_given_may_change_later() -> None:
+    costs, movement = torch.ones(3, dtype=float64), torch.ones(3, 3, dtype=float64)
+    members = torch.tensor([[0], [1], [2]])
+    cases: list[tuple[Any, Any, Any]] = [(costs, movement, members)]
+    cases += [(costs.clone().numpy(), movement.clone().numpy(), members.clone().numpy())]
+    for given in cases:
+        A = bg.operators.Identity((3,))
+        pool = Pool(A, members=given[2], costs=given[0], movement=given[1])
+        for part in given:
+            part[:] = -5
+        assert pool.costs_from(None).tolist() == [1, 1, 1]
+        assert pool.costs_from(0).tolist() == [2, 2, 2]
+        assert pool.members.tolist() == [[0], [1], [2]]
+
+
 A = bg.operators.Identity((2, 3))
 
 
@@ -101,6 +129,20 @@ A = bg.operators.Identity((2, 3))
         (lambda: Pool.pixels((2, 3), costs=-1.0), OptionError, "positive numbers, got -1"),
         (lambda: Pool.pixels((2, 3), costs=[1.0, 2.0]), ShapeError, "each of 6 candidates"),
         (lambda: Pool.pixels((2, 3), costs=float("nan")), OptionError, "costs"),
+        (lambda: Pool.pixels((2, 3), costs="1"), OptionError, "costs: expected numbers; got <U1"),
+        (lambda: Pool(A, costs=[1.0, [2.0]]), OptionError, "costs: expected numbers"),
+        (lambda: Pool(A, costs=[1.0, "b"]), OptionError, "costs: expected numbers"),
+        (lambda: Pool(A, costs=None), OptionError, "costs: expected numbers; got object"),
+        (lambda: Pool(A, costs=1j * torch.ones(2)), OptionError, "costs: .*complex64"),
+        (lambda: Pool(A, movement="near"), OptionError, "movement: expected numbers"),
+        (lambda: Pool(A, movement=[[1.0], [1.0, 2.0]]), OptionError, "movement: expected numbers"),
+        (lambda: Pool(A, movement=lambda i, j: torch.ones(2)), OptionError, "movement: .*return"),
+        (lambda: Pool(A, movement=lambda i, j: "1"), OptionError, "to return a number, got '1'"),
+        (lambda: Pool(A, movement=lambda i, j: None), OptionError, "to return a number, got None"),
+        (lambda: Pool(A, movement=[1.0, 2.0]), ShapeError, r"costs, got shape \(2,\)"),
+        (lambda: Pool(A, members=[[0], [1, 2]]), ShapeError, "members: expected integers, as many"),
+        (lambda: Pool(A, members=[["a"]]), ShapeError, "members: expected integers"),
+        (lambda: Pool(A, members=torch.tensor([[0j]])), DtypeError, "members: expected integers"),
         (lambda: Pool(A, movement=torch.zeros(3, 3)), ShapeError, r"\(2, 2\) costs"),
         (lambda: Pool(A, movement=-torch.ones(2, 2)), DataError, "no negative costs"),
         (lambda: Pool(A, members=torch.tensor([[0], [0]])), OptionError, r"candidates \[0, 1\]"),
@@ -115,6 +157,17 @@ A = bg.operators.Identity((2, 3))
         (lambda: Pool(A).at([2]), OptionError, "distinct numbers"),
         (lambda: simulate(Pool(A), torch.zeros(2, 3), noise=-1.0), OptionError, "noise"),
         (lambda: simulate(Pool(A), torch.full((2, 3), float("nan"))), DataError, "truth"),
+        (lambda: simulate(Pool(A), torch.zeros(4, 2, 3)), ShapeError, r"truth: .*got \(4, 2, 3\)"),
+        (lambda: simulate(Pool(A), torch.zeros(3, 2)), ShapeError, r"truth: expected shape \(2, 3"),
+        (lambda: simulate(Pool(A), [[0.0]]), DtypeError, "truth: expected a tensor, got list"),
+        (lambda: simulate(Pool(A), torch.zeros(2, 3))([-1]), OptionError, r"candidates: got \[-1"),
+        (lambda: simulate(Pool(A), torch.zeros(2, 3))([0, 2]), OptionError, "from 0 to 1"),
+        (
+            lambda: simulate(Pool(A), torch.zeros(2, 3))([0.5]),
+            OptionError,
+            r"candidates: got \[0.5",
+        ),
+        (lambda: simulate(Pool(A), torch.zeros(2, 3))(1), OptionError, "candidates: got 1"),
     ],
 )
 def test_bad_pools(make: Any, error: type[BayesgenError], message: str) -> None:

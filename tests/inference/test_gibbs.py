@@ -17,7 +17,7 @@ from bayesgen import infer
 from bayesgen.covariances import Covariance, Dense, LowRank, Stationary
 from bayesgen.distributions import Deviation, StructuredNormal
 from bayesgen.errors import ModelError, OptionError
-from bayesgen.gaussian_blocks import cholesky_factor
+from bayesgen.gaussian_blocks import Factor, cholesky_factor
 from bayesgen.inference import HMC, MALA, METHODS, NUTS, Sampler, gaussian_draws, gibbs, run_sampler
 from bayesgen.inference.checks import GaussianTarget, MethodReport, check_method, moment_report
 from bayesgen.inference.conditional import Integrated
@@ -118,14 +118,14 @@ def block_report(num_rows: int, most: int, dtype: torch.dtype = float64) -> Meth
     return moment_report("", found.s.double().reshape(100, 40, 6), mean, covariance)
 
 
-@pytest.mark.parametrize("num_rows", [4, 9])
+@pytest.mark.parametrize("num_rows", [4, 6, 9])
 @pytest.mark.parametrize("most", [0, 10])
 @pytest.mark.parametrize("dtype", [torch.float32, float64])
 def test_draws_of_a_block_are_exact(num_rows: int, most: int, dtype: torch.dtype) -> None:
     block_report(num_rows, most, dtype).raise_if_failed()
 
 
-@pytest.mark.parametrize("num_rows", [4, 9])
+@pytest.mark.parametrize("num_rows", [4, 6, 9])
 @pytest.mark.parametrize("most", [0, 10])
 def test_perturbations_of_a_wrong_size_are_rejected(num_rows: int, most: int) -> None:
     def too_large(*args: Any) -> Tensor:
@@ -136,14 +136,27 @@ def test_perturbations_of_a_wrong_size_are_rejected(num_rows: int, most: int) ->
         assert not block_report(num_rows, most).passed
 
 
-def without_prior(matrix: Tensor, widths: Tensor) -> Tensor:
+def without_prior(matrix: Tensor, widths: Tensor) -> Factor:
     """Of a system that forgets the identity, all but."""
-    return cholesky_factor(30.0 * matrix, widths) / 30.0
+    lower, of_rows = cholesky_factor(30.0 * matrix, widths)
+    return Factor(lower / 30.0, of_rows)
+
+
+def of_the_other(matrix: Tensor, widths: Tensor) -> Factor:
+    """Takes one of the two matrices for the other, which may have as many rows."""
+    lower, of_rows = cholesky_factor(matrix, widths)
+    return Factor(lower, not of_rows)
 
 
 def test_a_forgotten_prior_is_rejected() -> None:
     with mock.patch.object(gaussian_draws, "cholesky_factor", without_prior):
         assert not block_report(9, 10).passed
+
+
+def test_as_many_data_as_coordinates_are_no_exception() -> None:
+    """Where both matrices have one size, the wrong one would be taken without an error."""
+    with mock.patch.object(gaussian_draws, "cholesky_factor", of_the_other):
+        assert not block_report(6, 10).passed
 
 
 # ------------------------------------------------------------------------------------ closed forms
@@ -176,9 +189,16 @@ class Linear:
         return moment_report(repr(method), draws, *self.posterior())
 
 
+class SquareLinear(Linear):
+    """As many data as coordinates of u."""
+
+    matrix, y = random(6, 6, seed=1), random(6, seed=2)
+
+
+@pytest.mark.parametrize("problem", [Linear(), SquareLinear()])
 @pytest.mark.parametrize("collapsed", [None, False])
-def test_linear_generator_in_closed_form(collapsed: bool | None) -> None:
-    Linear().report(Gibbs(collapsed=collapsed)).raise_if_failed()
+def test_linear_generator_in_closed_form(problem: Linear, collapsed: bool | None) -> None:
+    problem.report(Gibbs(collapsed=collapsed)).raise_if_failed()
 
 
 @pytest.mark.slow
@@ -380,6 +400,39 @@ def test_sparse_model_by_quadrature(collapsed: bool | None) -> None:
     Sparse().report(Gibbs(collapsed=collapsed)).raise_if_failed()
 
 
+class SquareSparse:
+    """As many data as Laplace coordinates, mixed by a matrix that is not symmetric."""
+
+    matrix, sigma = torch.tensor([[1.0, 2.0], [-0.5, 0.5]], dtype=float64), 0.3
+    y = torch.tensor([0.9, -0.6], dtype=float64)
+
+    def model(self, y: Tensor) -> None:
+        u = pyro.sample("u", dist.Laplace(torch.zeros_like(y), 0.7).to_event(1))
+        pyro.sample("y", dist.Normal(self.matrix @ u, self.sigma).to_event(1), obs=y)
+
+    def posterior(self) -> tuple[Tensor, Tensor]:
+        """By the trapezoidal rule on a plane."""
+        line = torch.linspace(-6, 6, 1201, dtype=float64)
+        u = torch.cartesian_prod(line, line)
+        misfit = (self.y - u @ self.matrix.T) / self.sigma
+        mass = (-0.5 * misfit.square().sum(1) - u.abs().sum(1) / 0.7).softmax(0)
+        mean = mass @ u
+        return mean, (u - mean).T @ (mass[:, None] * (u - mean))
+
+    def draws(self) -> Tensor:
+        return draws_of(Gibbs(), self.model, self.y, chains=400)
+
+
+def test_as_many_data_as_sparse_coordinates_by_quadrature() -> None:
+    problem = SquareSparse()
+    mean, covariance = problem.posterior()
+    moment_report("", problem.draws(), mean, covariance).raise_if_failed()
+    with mock.patch.object(gaussian_draws, "cholesky_factor", of_the_other):
+        # Draws that run away, with which their standard errors do too.
+        wrong = problem.draws().flatten(0, 1).std(0)
+    assert bool((wrong > 10 * covariance.diagonal().sqrt()).all())
+
+
 def test_wrong_mixing_variances_are_rejected() -> None:
     def wrong(c: Tensor, rng: torch.Generator) -> Tensor:
         """Takes u for u / b."""
@@ -463,6 +516,17 @@ def test_problems_of_a_batch_are_apart() -> None:
         covariance = torch.linalg.inv(torch.eye(4).double() + 4 * matrices[i].T @ matrices[i])
         mean = covariance @ matrices[i].T @ y[i] * 4
         moment_report("", found.draws("u")[i], mean, covariance).raise_if_failed()
+
+
+def test_a_block_that_no_data_depend_on_has_its_prior() -> None:
+    def model(y: Tensor) -> None:
+        pyro.sample("u", dist.Normal(torch.ones_like(y), 0.5).to_event(1))
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(y), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z.exp(), 0.5).to_event(1), obs=y)
+
+    draws = draws_of(Gibbs(), model, random(2), chains=100, draws=10, warmup=0)[..., :2]
+    mean, covariance = torch.ones(2, dtype=float64), 0.25 * torch.eye(2, dtype=float64)
+    moment_report("", draws, mean, covariance).raise_if_failed()
 
 
 def test_too_few_solver_steps_are_told() -> None:

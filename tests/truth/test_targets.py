@@ -101,6 +101,10 @@ def test_every_exact_sampler_is_listed() -> None:
 @pytest.mark.parametrize("sampler", some_slow("nuts", "smc"))
 def test_banana(sampler: str) -> None:
     method, budget = HARD[sampler]
+    if sampler == "pt":
+        # Its steps are short, and v_2^2 has the tails of a fourth power of a normal variable: means
+        # of few independent draws are too skewed for normal standard errors.
+        budget = budget | {"draws": 1600}
     check_method(method, Banana(), **budget).raise_if_failed()
 
 
