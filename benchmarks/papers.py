@@ -30,6 +30,7 @@ EXPERIMENTS = {
     "solvers": ("solvers", "run"),
     "design-images": ("design_images", "run"),
     "design-laminates": ("design_laminates", "run"),
+    "design-maximum": ("design_maximum", "run"),
     "design-cost": ("design_cost", "run"),
 }
 

@@ -285,18 +285,20 @@ def draw(
     left, right = figure.subplots(1, 2)
     count = len(errors["random"])
     measured = study.batch * torch.arange(1, errors["random"].shape[1] + 1)
+    colours = {}
     for arm, found in errors.items():
         mean, spread = found.mean(0), found.std(0) / count**0.5
         (line,) = left.plot(measured, mean, label=arm)
         left.fill_between(measured, mean - spread, mean + spread, alpha=0.2, color=line.get_color())
         right.plot(measured, covered[arm].mean(0), color=line.get_color())
+        colours[arm] = line.get_color()
     for arm, values in PUBLISHED.get(name, {}).items():
         told = [(10 * r, v) for r, v in zip((1, 5, 10, 20), values, strict=True) if v is not None]
-        left.plot(*zip(*told, strict=True), "k:", marker=".", linewidth=0.8, markersize=3)
-        left.annotate(f"published, {arm}", told[-1], fontsize=5, ha="right", va="bottom")
+        left.plot(*zip(*told, strict=True), ":", color=colours[arm], marker=".", markersize=4)
     right.axhline(1 - 2 * OUTSIDE / (PARTICLES + 1), color="0.6", linestyle=":")
     left.set_yscale("log")
-    left.set_title(f"{name}: mean squared error, {count} images", fontsize=9)
+    dotted = "; dotted: published" if name in PUBLISHED else ""
+    left.set_title(f"{name}: mean squared error, {count} images{dotted}", fontsize=9)
     right.set_title("share of pixels inside their interval (nominal: dotted)", fontsize=9)
     right.set_ylim(0.5, 1.0)
     for ax in (left, right):

@@ -2,11 +2,11 @@
 
     python benchmarks/papers.py weighting --mnist FOLDER
 
-The first 100 test images (or --images), noise 0.1, posterior means by HMC with the same budget in both arms. The
-discriminator is the GAN's own for mnist-gan-16; for mnist-vae the GAN's as it is, the GAN's after
-fine-tuning on the VAE's samples, and a density ratio that was trained for it, both with 10,000
-training images. Differences are of mean squared errors, weighted less plain, paired by image, with
-95 % intervals. The last rows add a final denoising step to Langevin draws.
+The first 100 test images (or --images), noise 0.1, posterior means by HMC with the same budget in
+both arms. The discriminator is the GAN's own for mnist-gan-16; for mnist-vae the GAN's as it is,
+the GAN's after fine-tuning on the VAE's samples, and a density ratio that was trained for it, both
+with 10,000 training images. Differences are of mean squared errors, weighted less plain, paired by
+image, with 95 % intervals. The last rows add a final denoising step to Langevin draws.
 """
 
 from __future__ import annotations
