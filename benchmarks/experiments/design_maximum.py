@@ -83,9 +83,10 @@ def run(options: argparse.Namespace) -> None:
             found["rounds"].append((1.0 + (curves > 0).sum(1)).clamp(max=ROUNDS).mean().item())
             found["regrets"].append(curves.mean(0).tolist())
         print(number, {name: found["rounds"][-1] for name, found in results.items()}, flush=True)
-        # All of them take long; what is there should not be lost.
-        tell(results)
-        draw(results)
+        # All of them take long; what is there should not be lost. One image has no standard error.
+        if number > 0:
+            tell(results)
+            draw(results)
 
 
 def regrets(image: Tensor, rounds: Iterator[list[int]]) -> Tensor:

@@ -70,7 +70,7 @@ def measure(chains: int, latent: int, size: int, warmup: int, draws: int) -> dic
 
 def study(*, quick: bool) -> tuple[str, list[dict[str, Any]]]:
     """Let one quantity grow at a time: tables and their content."""
-    grid, (warmup, draws) = (QUICK, (60, 20)) if quick else (GRID, (200, 100))
+    grid, (warmup, draws) = (QUICK, (60, 20)) if quick else (GRID, (100, 50))
     texts, entries = [], []
     for name, values in grid.items():
         cells: list[list[Any]] = []
