@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> None:
             for entry in one_run(model, noise, truth, seed):
                 found.setdefault(name, []).append(entry)
             print(name, seed, averages(found[name]), flush=True)
-    tell(found)
+            # A population takes long; none should be lost to the next.
+            tell(found)
 
 
 def models() -> dict[str, tuple[Callable[..., None], float]]:
