@@ -254,8 +254,9 @@ def _judge_draws(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Fi
                 f"E-BFMI is {numbers['bfmi_min']:.2f} (< 0.3): momenta explore the energy slowly",
                 "reparametrise heavy tails or scales of scales; draw more",
             )
-    if "acceptance_rate" in stats:
-        numbers["acceptance_rate"] = float(stats["acceptance_rate"].mean())
+    # Particles that did not need to move have none.
+    if "acceptance_rate" in stats and not bool(stats["acceptance_rate"].isnan().all()):
+        numbers["acceptance_rate"] = float(stats["acceptance_rate"].nanmean())
 
 
 def _judge_mixing(posterior: Posterior, numbers: dict[str, float]) -> Iterator[Finding]:

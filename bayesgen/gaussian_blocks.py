@@ -135,7 +135,7 @@ class GaussianBlock:
         def fn(v: Tensor, c: Tensor, *data: Tensor) -> Tensor:
             with torch.enable_grad():
                 v = v.detach().requires_grad_()
-                value = self._map(total, v, c, data) + self.log_density._log_abs_det(v)
+                value = self._map(total, v, c, data) + self.log_density.log_abs_det(v)
                 (gradient,) = torch.autograd.grad(value.sum(), v)
             return torch.cat([value.detach().unsqueeze(-1), gradient], dim=-1)
 
@@ -187,7 +187,7 @@ class GaussianBlock:
         """As `bayesgen.LogDensity.evaluate`, with more tensors ``(*batch, k)`` beside points."""
         rows = self.log_density._rows(v)
         data = [part.reshape(*rows.shape[:-1], part.shape[-1]).contiguous() for part in more]
-        data = [*data, *self.log_density._data]
+        data = [*data, *self.log_density.data]
         name = f"{self.sites} {self.rows} {name}"
         with torch.no_grad():
             if self.recorded:

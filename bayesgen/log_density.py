@@ -11,7 +11,7 @@ import functools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -46,7 +46,7 @@ from bayesgen.structure import (
     find_normal_priors,
     find_proximal_maps,
 )
-from bayesgen.traces import log_prob_of_sites, prior_and_likelihood
+from bayesgen.traces import log_prob_of_trace, prior_and_likelihood
 from bayesgen.types import Split
 
 # Recording takes as long as some fifty evaluations through Pyro; fewer are not worth it.
@@ -77,6 +77,8 @@ class LogDensity:
         Dimension n of the unconstrained space.
     num_problems : int or None
         Number of problems if ``batched``, else None.
+    data : list of Tensor
+        The tensors among the model's arguments.
     has_jacobian : bool
         Whether some site is mapped from the unconstrained space by more than the identity.
     vectorised : bool
@@ -114,7 +116,7 @@ class LogDensity:
         leaves, self._tree = pytree.tree_flatten((args, kwargs))
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._constants = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-        self._data = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+        self.data = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         self.num_problems = _count_problems(model, args, kwargs) if batched else None
         each = range(self.num_problems) if self.num_problems is not None else [None]
         arguments = [self._arguments(self._data_of(problem)) for problem in each]
@@ -208,7 +210,7 @@ class LogDensity:
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()
             prior, likelihood = self.map_traces(parts, rows, data)
-            prior = prior + self._log_abs_det(rows) if self.has_jacobian else prior
+            prior = prior + self.log_abs_det(rows) if self.has_jacobian else prior
             gradients = [
                 torch.autograd.grad(value.sum(), rows, retain_graph=True, materialize_grads=True)[0]
                 if value.requires_grad
@@ -222,7 +224,7 @@ class LogDensity:
         """Latent sites that the likelihood depends on, but not smoothly: its gradient is zero."""
         v, found = self.prior_draws(4, torch.Generator().manual_seed(0)), []
         with isolated(0):
-            value, gradient = self._split(v, *self._data)[1::2]
+            value, gradient = self._split(v, *self.data)[1::2]
         for name, site in self.sites.latent.items():
             block = slice(site.start, site.stop)
             if bool((gradient[..., block] != 0).any()):
@@ -230,7 +232,7 @@ class LogDensity:
             moved = v.clone()
             moved[..., block] = v[..., block].roll(1, -2)
             with isolated(0):
-                changed = self._split(moved, *self._data)[1]
+                changed = self._split(moved, *self.data)[1]
             if bool((changed != value).any()):
                 found.append(name)
         return found
@@ -249,7 +251,14 @@ class LogDensity:
             )
 
     def evaluate(
-        self, name: str, fn: Callable[..., Any], v: Tensor, where: Tensor | None = None
+        self,
+        name: Hashable,
+        fn: Callable[..., Any],
+        v: Tensor,
+        where: Tensor | None = None,
+        *,
+        extra: int = 0,
+        more: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """Tensors that a function computes from points and data, recorded as a graph.
 
@@ -258,32 +267,42 @@ class LogDensity:
         name
             Of the function, under which its graphs are kept.
         fn
-            From ``(rows, *data)``, rows being ``(N, n)`` or ``(num_problems, N, n)``, to tensors
-            with the same leading axes.
+            From ``(rows, *data)``, rows being ``(N, n + extra)`` or ``(num_problems, N, n +
+            extra)``, to tensors with the same leading axes.
         v
-            Points ``(*batch, n)``, after an axis of problems if there are several.
+            Points ``(*batch, n + extra)``, after an axis of problems if there are several.
         where
             Which points are wanted, ``(*batch,)``; all by default. The others cost little, and
             their results are NaN.
+        extra
+            Numbers that each row has after its coordinates.
+        more
+            Further data of the function, of as many problems.
         """
-        rows, lead = self._rows(v), 1 if self.num_problems is None else 2
+        rows, lead = self._rows(v, extra), 1 if self.num_problems is None else 2
+        data = [*self.data, *more]
         if rows.numel() == 0:
             with torch.no_grad():
-                like = fn(rows.new_zeros(*rows.shape[:-2], 1, self.num_dims), *self._data)
+                like = fn(rows.new_zeros(*rows.shape[:-2], 1, rows.shape[-1]), *data)
             return tuple(part.new_zeros(v.shape[:-1] + part.shape[lead:]) for part in like)
         wanted = None if where is None else _few(where.reshape(-1))
         with torch.no_grad():
             if wanted is None:
-                found = self._recorded(name, fn, rows, self._data)(rows, *self._data)
+                found = self._recorded(name, fn, rows, data)(rows, *data)
             else:
-                found = self._evaluate_few(name, fn, rows, wanted)
+                found = self._evaluate_few(name, fn, rows, wanted, data)
         return tuple(part.reshape(v.shape[:-1] + part.shape[lead:]) for part in found)
 
     def _evaluate_few(
-        self, name: str, fn: Callable[..., Any], rows: Tensor, wanted: Tensor
+        self,
+        name: Hashable,
+        fn: Callable[..., Any],
+        rows: Tensor,
+        wanted: Tensor,
+        data: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
         """Like the function itself, with NaN at rows that are not ``wanted``, by number."""
-        few, data = rows.flatten(0, -2)[wanted], self._data
+        few = rows.flatten(0, -2)[wanted]
         if self.num_problems is not None:
             # Every row becomes a problem, with its problem's data.
             few, data = few.unsqueeze(1), [d[wanted // rows.shape[1]] for d in data]
@@ -299,17 +318,18 @@ class LogDensity:
     def log_prob(self, v: Tensor, *, jacobian: bool = True) -> Tensor:
         """Log density of shape ``v.shape[:-1]``; differentiable, not recorded."""
         rows = self._rows(v)
-        return self._log_prob(rows, *self._data, jacobian=jacobian).reshape(v.shape[:-1])
+        return self._log_prob(rows, *self.data, jacobian=jacobian).reshape(v.shape[:-1])
 
-    def _rows(self, v: Tensor) -> Tensor:
+    def _rows(self, v: Tensor, extra: int = 0) -> Tensor:
         lead = () if self.num_problems is None else (self.num_problems,)
-        if v.shape[-1:] != (self.num_dims,) or v.shape[: len(lead)] != lead or v.ndim <= len(lead):
-            expected = ", ".join(map(str, (*lead, "*batch", self.num_dims)))
+        width = self.num_dims + extra
+        if v.shape[-1:] != (width,) or v.shape[: len(lead)] != lead or v.ndim <= len(lead):
+            expected = ", ".join(map(str, (*lead, "*batch", width)))
             raise ShapeError(f"v: has shape {tuple(v.shape)}; expected ({expected})")
-        return v.reshape(*lead, math.prod(v.shape[len(lead) : -1]), self.num_dims).contiguous()
+        return v.reshape(*lead, math.prod(v.shape[len(lead) : -1]), width).contiguous()
 
     def _recorded(
-        self, name: str, fn: Callable[..., Any], rows: Tensor, data: Sequence[Tensor]
+        self, name: Hashable, fn: Callable[..., Any], rows: Tensor, data: Sequence[Tensor]
     ) -> Callable[..., Any]:
         if not (self.compile and self.vectorised):
             return fn
@@ -358,14 +378,11 @@ class LogDensity:
         jacobian: bool = True,
         without: frozenset[str] = frozenset(),
     ) -> Tensor:
-        def total(trace: poutine.Trace) -> Tensor:
-            terms = [term for name, term in log_prob_of_sites(trace) if name not in without]
-            return functools.reduce(torch.add, terms)
-
+        total = functools.partial(log_prob_of_trace, without=without)
         value: Tensor = self.map_traces(total, rows, data)
-        return value + self._log_abs_det(rows) if jacobian and self.has_jacobian else value
+        return value + self.log_abs_det(rows) if jacobian and self.has_jacobian else value
 
-    def _log_abs_det(self, rows: Tensor) -> Tensor:
+    def log_abs_det(self, rows: Tensor) -> Tensor:
         """Of the map from unconstrained points to the values of the sites."""
         total = rows.new_zeros(rows.shape[:-1])
         for site in self.sites.latent.values():
@@ -383,8 +400,12 @@ class LogDensity:
         def of_one(v: Tensor, *data: Tensor) -> Any:
             return fn(self.trace(self.constrain(v), data))
 
+        return self.map_rows(of_one, rows, data)
+
+    def map_rows(self, fn: Callable[..., Any], rows: Any, data: Sequence[Tensor]) -> Any:
+        """``fn`` of every row and its problem's data, vectorised as the model itself is."""
         with pyro.validation_enabled(False):
-            return self._map(of_one, rows, data)
+            return self._map(fn, rows, data)
 
     def trace(
         self,
@@ -406,10 +427,10 @@ class LogDensity:
         return self._data_of(None if self.num_problems is None else 0)
 
     def _data_of(self, problem: int | None) -> list[Tensor]:
-        return self._data if problem is None else [d[problem] for d in self._data]
+        return self.data if problem is None else [d[problem] for d in self.data]
 
     def _arguments(self, data: Sequence[Tensor] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tensors = iter(self._data if data is None else data)
+        tensors = iter(self.data if data is None else data)
         constants = iter(self._constants)
         leaves = [next(tensors) if tensor else next(constants) for tensor in self._is_tensor]
         args, kwargs = pytree.tree_unflatten(leaves, self._tree)
@@ -455,7 +476,7 @@ class LogDensity:
         """Use the vectorised evaluation if it works and agrees with one chain at a time."""
         problems = slice(None, 2)
         v = self.prior_draws(2, torch.Generator().manual_seed(0))
-        data = self._data
+        data = self.data
         if self.num_problems is not None:
             v, data = v[problems], [d[problems] for d in data]
         self.vectorised = False
@@ -605,8 +626,8 @@ class LogDensity:
             latent, noise = given
             return extract(self.trace(latent, data, noise or None))
 
-        with isolated(0), torch.no_grad(), pyro.validation_enabled(False):
-            return dict(self._map(of_one, (dict(values), dict(noise or {})), self._data))
+        with isolated(0), torch.no_grad():
+            return dict(self.map_rows(of_one, (dict(values), dict(noise or {})), self.data))
 
 
 def _few(where: Tensor) -> Tensor | None:

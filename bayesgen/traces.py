@@ -39,6 +39,12 @@ def log_prob_of_sites(trace: poutine.Trace) -> Iterator[tuple[str, Tensor]]:
         yield name, _scaled(log_prob, site).sum()
 
 
+def log_prob_of_trace(trace: poutine.Trace, without: Container[str] = ()) -> Tensor:
+    """Log density of all sites together, but for those left out."""
+    terms = [term for name, term in log_prob_of_sites(trace) if name not in without]
+    return functools.reduce(torch.add, terms)
+
+
 def prior_and_likelihood(trace: poutine.Trace, latent: Container[str]) -> tuple[Tensor, Tensor]:
     """Log prior of the ``latent`` sites, each counted once, and everything else of ``trace``.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +26,10 @@ from bayesgen.design.settings import (
     as_sampler,
     as_values,
 )
+from bayesgen.design.update import updated
 from bayesgen.errors import OptionError, SamplingError
 from bayesgen.infer import check_budget, generator_of, infer
-from bayesgen.inference import SMC, Method, Population
+from bayesgen.inference import SMC, Method
 from bayesgen.posterior import Posterior
 from bayesgen.types import check_count, check_positive, strict_options
 
@@ -68,7 +69,8 @@ class Loop:
         it. The model has its own.
     method
         Sampler: by default `SMC` with as many particles as draws, whose particles are carried from
-        one posterior to the next. Chains of other samplers start at the last draws.
+        one posterior to the next, unless new data come as such a surprise that they must begin at
+        the prior. Chains of other samplers start at the last draws.
     chains, draws, warmup
         As in `bayesgen.infer`. 4 x 128 (the default) is enough to score candidates by; a final
         posterior to be reported may deserve more.
@@ -403,10 +405,9 @@ class Loop:
         clock = time.perf_counter()
         operator, y = self.data
         check_data(self.model, operator, y)
-        # Approximations are fitted anew each time; there is nothing to carry on.
-        carries = not isinstance(self.method, Population) or self.method.starts_at_prior
-        known = self._posterior if carries and self.records and not self.fresh else None
-        posterior = self._inferred(operator, y, known)
+        known = self._posterior if self.records and not self.fresh else None
+        run = functools.partial(self._inferred, operator, y)
+        posterior = updated(run, known, self.method)
         if posterior.attributes.get("interrupted"):
             raise KeyboardInterrupt
         mean, std = posterior.mean(self.site), posterior.std(self.site)
@@ -426,33 +427,19 @@ class Loop:
         self.records.append(record)
         self._posterior, self._pending, self._behind = posterior, None, False
 
-    def _inferred(self, operator: Any, y: Tensor, known: Posterior | None) -> Posterior:
-        def from_start(start: Any) -> Posterior:
-            return infer(
-                self.model,
-                operator,
-                y,
-                method=self.method,
-                start=start,
-                seed=self._seed_of(2 * len(self.records) + 2) + self._failures,
-                progress=False,
-                chains=self._chains,
-                draws=self._draws,
-                warmup=self._warmup,
-            )
-
-        if known is None:
-            return from_start("prior")
-        try:
-            return from_start(known)
-        except OptionError as error:
-            warnings.warn(
-                f"the last posterior cannot be carried on, and this one begins at the prior: "
-                f"{error}",
-                RuntimeWarning,
-                stacklevel=5,
-            )
-            return from_start("prior")
+    def _inferred(self, operator: Any, y: Tensor, start: Any) -> Posterior:
+        return infer(
+            self.model,
+            operator,
+            y,
+            method=self.method,
+            start=start,
+            seed=self._seed_of(2 * len(self.records) + 2) + self._failures,
+            progress=False,
+            chains=self._chains,
+            draws=self._draws,
+            warmup=self._warmup,
+        )
 
     def _seed_of(self, number: int) -> int:
         """The ``number``-th of a sequence of seeds that belongs to this loop."""

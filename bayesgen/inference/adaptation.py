@@ -150,16 +150,40 @@ class PooledCovariance(NamedTuple):
         n, num_dims = self.points, self.mean.shape[-1]
         squares = self.products.diagonal(dim1=-2, dim2=-1)[..., None, :]
         variance = PooledVariance(n, self.mean, squares).estimate()
-        deviation = (squares.clamp(min=torch.finfo(squares.dtype).tiny)).sqrt()
-        correlation = self.products / (deviation.mT * deviation) * (n / (n + 10.0 * num_dims))
-        correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-        usable = torch.linalg.cholesky_ex(correlation.nan_to_num(2.0)).info == 0
-        nothing = torch.eye(num_dims, dtype=correlation.dtype, device=correlation.device)
-        correlation = torch.where(usable[..., None, None], correlation, nothing)
-        spread = variance.sqrt()
-        dense = correlation * spread.mT * spread
-        # Zero times an infinite spread is no number.
-        return torch.where(usable[..., None, None], dense, torch.diag_embed(variance[..., 0, :]))
+        return correlated(variance, self.products, torch.tensor(n / (n + 10.0 * num_dims)))
+
+
+def correlated(variance: Tensor, products: Tensor, kept: Tensor) -> Tensor:
+    """A covariance of given variances, with correlations that are shrunk towards none.
+
+    Parameters
+    ----------
+    variance
+        ``(*batch, 1, num_dims)``.
+    products
+        Sums of products of deviations from the mean, in any unit, ``(*batch, num_dims, num_dims)``.
+    kept
+        What is left of the correlations, ``(*batch,)``, below one. Where correlations are beyond
+        rounding, nothing is.
+
+    Examples
+    --------
+    >>> variance, products = torch.tensor([[4.0, 1.0]]), torch.tensor([[4.0, 4.0], [4.0, 9.0]])
+    >>> correlated(variance, products, torch.tensor(0.5))
+    tensor([[4.0000, 0.6667],
+            [0.6667, 1.0000]])
+    """
+    squares = products.diagonal(dim1=-2, dim2=-1)[..., None, :]
+    deviation = squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
+    correlation = products / (deviation.mT * deviation) * kept.to(products)[..., None, None]
+    correlation.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+    usable = torch.linalg.cholesky_ex(correlation.nan_to_num(2.0)).info == 0
+    nothing = torch.eye(products.shape[-1], dtype=products.dtype, device=products.device)
+    spread = variance.sqrt()
+    correlation = torch.where(usable[..., None, None], correlation, nothing)
+    # Zero times an infinite spread is no number.
+    dense = correlation * spread.mT * spread
+    return torch.where(usable[..., None, None], dense, torch.diag_embed(variance[..., 0, :]))
 
 
 class Schedule(NamedTuple):

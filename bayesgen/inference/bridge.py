@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from bayesgen._batching import shared_calls
 from bayesgen.inference.standardised import Standardised
+from bayesgen.log_density import LogDensity
+from bayesgen.traces import log_prob_of_trace
 from bayesgen.types import Split, SplitDensity
 
 
@@ -52,25 +56,76 @@ class Bridge(Standardised):
     ) -> None:
         super().__init__(after)
         self.evidence_before = evidence_before
-        self._before = Standardised(before)
-        # Both in the units of one of them.
-        self._before.scale = self.scale
+        ends = (before, after)
+        models = [end for end in ends if isinstance(end, LogDensity) and end.vectorised]
+        self._ends = _Together(*models) if len(models) == 2 else _Apart(*ends)
 
-    def split(self, v: Tensor, *, where: Tensor | None = None) -> Split:
-        """The old posterior, unnormalised, and what the new one has more."""
-        old = self._before.split(v, where=where)
-        self.count += 1
-        new = self.end(v, where=where)
-        prior, gradient = _sums(old)
-        posterior, slope = _sums(new)
-        return Split(prior, posterior - prior, gradient, slope - gradient)
+    def between(self, v: Tensor, beta: Tensor, *, where: Tensor | None = None) -> Split:
+        """The old posterior, unnormalised, and what the new one has more.
 
-    def end(self, v: Tensor, *, where: Tensor | None = None) -> Split:
-        """Prior and likelihood given the new data: the parts add up to what `split`'s do."""
-        return super().split(v, where=where)
+        Parameters
+        ----------
+        v, where
+            As for `split`, which is that of the new posterior, with its prior.
+        beta
+            Where on the way, ``v.shape[:-1]`` or what broadcasts to it. The gradients hold there
+            only, where their tempered sum is the gradient: they are not told apart.
+        """
+        self.count += self._ends.evaluations
+        units = self.units(v)
+        beta = beta.to(v).expand(v.shape[:-1])
+        old, new, gradient = self._ends.values(v * units, beta, where)
+        return Split(old, new - old, gradient * units, torch.zeros_like(gradient))
 
 
-def _sums(split: Split) -> tuple[Tensor, Tensor]:
-    """Log posterior density, unnormalised, and its gradient."""
-    gradient = split.prior_gradient + split.likelihood_gradient
-    return split.prior + split.likelihood, gradient
+class _Apart:
+    """Two densities, one after the other."""
+
+    evaluations = 2
+
+    def __init__(self, before: SplitDensity, after: SplitDensity) -> None:
+        self._densities = before, after
+
+    def values(self, v: Tensor, beta: Tensor, where: Tensor | None) -> tuple[Tensor, ...]:
+        """Log densities before and after, and the gradient of the tempered one."""
+        old, new = (density.split(v, where=where) for density in self._densities)
+        down, up = (part.prior_gradient + part.likelihood_gradient for part in (old, new))
+        gradient = torch.lerp(down, up, beta[..., None])
+        return old.prior + old.likelihood, new.prior + new.likelihood, gradient
+
+
+class _Together:
+    """Two models of the same latent sites: both at the price of one, if they share a generator.
+
+    What is expensive, from the latent vector to the image and back, is done once for both.
+    """
+
+    evaluations = 1
+
+    def __init__(self, before: LogDensity, after: LogDensity) -> None:
+        self._before, self._after = before, after
+        # Graphs are kept under this name; no two bridges may have the same.
+        self._name = object()
+
+    def values(self, v: Tensor, beta: Tensor, where: Tensor | None) -> tuple[Tensor, ...]:
+        """Log densities before and after, and the gradient of the tempered one."""
+        rows, more = torch.cat([v, beta[..., None]], -1), self._before.data
+        return self._after.evaluate(self._name, self._values, rows, where, extra=1, more=more)
+
+    def _values(self, rows: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
+        v, beta = rows[..., :-1], rows[..., -1]
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            old, new = self._after.map_rows(self._log_probs, v, data)
+            if self._after.has_jacobian:
+                log_det = self._after.log_abs_det(v)
+                old, new = old + log_det, new + log_det
+            (gradient,) = torch.autograd.grad((old + beta * (new - old)).sum(), v)
+        return old.detach(), new.detach(), gradient
+
+    def _log_probs(self, v: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        values, count = self._after.constrain(v), len(self._after.data)
+        with shared_calls():
+            before = self._before.trace(values, data[count:])
+            after = self._after.trace(values, data[:count])
+            return log_prob_of_trace(before), log_prob_of_trace(after)

@@ -14,6 +14,13 @@ def is_dense(inverse_mass: Tensor) -> bool:
     return inverse_mass.shape[-2] > 1
 
 
+def variances(inverse_mass: Tensor) -> Tensor:
+    """Its diagonal, ``(*problems, 1, n)``."""
+    if not is_dense(inverse_mass):
+        return inverse_mass
+    return inverse_mass.diagonal(dim1=-2, dim2=-1)[..., None, :]
+
+
 def velocity(momentum: Tensor, inverse_mass: Tensor) -> Tensor:
     """Inverse mass times momenta ``(*problems, chains, n)``.
 

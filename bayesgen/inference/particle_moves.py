@@ -9,13 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayesgen.inference.hmc import HMCState, _like, hamiltonian_step
+from bayesgen.inference.hmc import HMCState, _like, count_steps, hamiltonian_step
 from bayesgen.inference.tempering import Tempered, after_move
 from bayesgen.types import Split
 
 # Degrees of freedom of the law that gradient-free proposals keep; tails heavier than the
 # posterior's keep the ratio of the two bounded.
 _FREEDOM = 5
+# Longest trajectory in standard deviations: half of it to all of it, a normal law forgets where it
+# began.
+_LONGEST = 0.75 * math.pi
 
 Move = Callable[[Tempered, HMCState, Split, torch.Generator, int], tuple[HMCState, Split, Tensor]]
 
@@ -44,8 +47,9 @@ def hamiltonian(
     tempered: Tempered, particles: HMCState, split: Split, rng: torch.Generator, leapfrog: int
 ) -> tuple[HMCState, Split, Tensor]:
     """One trajectory; its random length keeps oscillations from coming back to where they began."""
-    few = (leapfrog + 1) // 2
-    count = int(torch.randint(few, leapfrog + 1, (), generator=rng, device=rng.device))
+    most = count_steps(particles, _LONGEST, leapfrog)
+    fraction = 0.5 + 0.5 * float(torch.rand((), generator=rng, device=rng.device))
+    count = (fraction * most).ceil().long()
     new, info = hamiltonian_step(tempered, particles, rng, count)
     split = after_move(particles.position, new.position, split, tempered.last)
     return new, split, info.acceptance_rate.mean(-1)

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import ModelError, OptionError, unknown_option
+from bayesgen.inference.adaptation import PooledCovariance, correlated
 from bayesgen.inference.base import Drawn, Population
 from bayesgen.inference.bridge import Bridge
 from bayesgen.inference.hmc import HMCState, check_target, hamiltonian_init
+from bayesgen.inference.masses import is_dense, variances
 from bayesgen.inference.particle_moves import KERNELS
 from bayesgen.inference.tempering import (
     Tempered,
+    chosen,
     effective_fraction,
     log_likelihood,
     next_beta,
@@ -27,6 +30,10 @@ from bayesgen.types import Density, Split, check_count
 
 # Particles that have kept less than this of where they were have been moved enough.
 _CORRELATION = 0.5
+# The same on a bridge before its end: there are few temperatures, and the particles were right.
+_IN_PASSING = 0.8
+# Particles of which correlations keep half of what they seem to be, for each coordinate.
+_SHRINKAGE = 1.0
 # How far the step size follows the error of one move's acceptance, which a population knows well.
 _GAIN = 1.5
 
@@ -43,16 +50,20 @@ class SMCState(NamedTuple):
         Their log prior and log likelihood, with gradients.
     beta, log_evidence
         Inverse temperature reached, and the log evidence up to there, ``(*problems, chains)``.
+    overlap
+        Effective fraction of the particles, all copies of one counting as one, if they had been
+        weighted for the posterior where they began, ``(*problems, chains)``.
     temperatures
         Number of temperatures, ``(*problems, chains)``.
     acceptance_rate
-        Of the last moves, ``(*problems, chains)``.
+        Of the last moves, ``(*problems, chains)``; NaN if there were none.
     """
 
     particles: HMCState
     split: Split
     beta: Tensor
     log_evidence: Tensor
+    overlap: Tensor
     temperatures: Tensor
     acceptance_rate: Tensor
 
@@ -98,6 +109,12 @@ class SMC(Population):
     steps that leave prior times :math:`p(y | v)^\\beta` invariant. Modes are found in proportion to
     their mass, and the mean weights multiply to the evidence p(y).
 
+    From an earlier posterior (``infer(..., start=posterior)``) the particles are led to the new one
+    in the same way. They are not moved where new data say so little that reweighting leaves the
+    fraction ``alpha`` of them (Chopin 2002). ``overlap`` in the statistics is that fraction; where
+    it is down to one or two particles, the old posterior may lack what the new one has, and a run
+    from the prior is safer.
+
     Draws follow the posterior, and the evidence is right, as the number of particles grows; with
     N of them errors are of order :math:`N^{-1/2}`. Each chain is a population on its own with its
     own temperatures, so that R-hat and the spread of ``log_evidence`` over chains show the error.
@@ -112,10 +129,12 @@ class SMC(Population):
         to 0.7 is fast (default 0.7), 0.9 careful.
     moves, max_moves
         Least and largest number of moves at a temperature (2 and 6). Each population moves until
-        every coordinate's correlation with where it began is below one half.
+        every coordinate's correlation with where it began is below one half. Between an earlier
+        posterior and the new one, where there are few temperatures, fewer moves will do.
     leapfrog
         Most evaluations of the log density that a move takes (8): ``"hmc"`` takes between half as
-        many leapfrog steps and all of them, ``"pcn"`` as many proposals.
+        many leapfrog steps and all of them, or less if the step size, in units of the particles'
+        covariance (up to 256 unknowns), is large enough; ``"pcn"`` takes as many proposals.
     kernel
         ``"hmc"`` (default), or ``"pcn"`` for forward models without a useful gradient: a
         preconditioned Crank-Nicolson walk that keeps a Student law fitted to the particles.
@@ -128,9 +147,10 @@ class SMC(Population):
 
     References
     ----------
-    Del Moral, Doucet and Jasra (2006) (samplers); Zhou, Johansen and Aston (2016) (conditional
-    effective sample size); Buchholz, Chopin and Jacob (2021) (tuning of Hamiltonian moves);
-    Grumitt, Karamanis and Seljak (2024) (Crank-Nicolson moves that keep a Student law).
+    Del Moral, Doucet and Jasra (2006) (samplers); Chopin (2002) (further data); Zhou, Johansen and
+    Aston (2016) (conditional effective sample size); Buchholz, Chopin and Jacob (2021) (tuning of
+    Hamiltonian moves); Grumitt, Karamanis and Seljak (2024) (Crank-Nicolson moves that keep a
+    Student law).
 
     Examples
     --------
@@ -192,7 +212,7 @@ class SMC(Population):
         zero = torch.zeros(position.shape[:-2], dtype=torch.float64, device=position.device)
         prior = Tempered(log_density, zero[..., None])
         step = position.shape[-1] ** -0.25
-        particles = hamiltonian_init(prior, position, step, 0.5)
+        particles = hamiltonian_init(prior, position, step, 0.5, dense=self.kernel == "hmc")
         if isinstance(log_density, Bridge):
             # Draws of a posterior are far closer together than those of a prior.
             narrow = position.var(-2, keepdim=True).clamp(min=torch.finfo(position.dtype).tiny)
@@ -201,7 +221,9 @@ class SMC(Population):
         counts = torch.zeros_like(zero, dtype=torch.int64)
         known = log_density.evidence_before if isinstance(log_density, Bridge) else None
         evidence = zero if known is None else known.to(zero)
-        return SMCState(particles, prior.last, zero, evidence, counts, zero.to(position.dtype))
+        overlap = _distinct_fraction(position, log_likelihood(prior.last))
+        rate = zero.to(position.dtype)
+        return SMCState(particles, prior.last, zero, evidence, overlap, counts, rate)
 
     def step(
         self, log_density: Density, state: SMCState, rng: torch.Generator
@@ -212,8 +234,12 @@ class SMC(Population):
         increment = (beta - state.beta)[..., None]
         log_weights = torch.where(increment > 0, increment * likelihood, 0.0)
         mean_weight = log_weights.logsumexp(-1) - math.log(likelihood.shape[-1])
-        state = _resampled(state, log_weights, beta, active, rng)
-        state, acceptance, moves = self._move(log_density, state, active, rng)
+        state, moving = _resampled(state, log_weights, beta, active, rng), active
+        if isinstance(log_density, Bridge):
+            # Where the bridge is that short, the particles that are there will do.
+            moving = active & (state.overlap < self.alpha)
+            state = _evaluated(log_density, state, moving)
+        state, acceptance, moves = self._move(log_density, state, moving, rng)
         state = state._replace(
             log_evidence=state.log_evidence + mean_weight,
             temperatures=state.temperatures + active,
@@ -250,6 +276,7 @@ class SMC(Population):
         facts = {
             "log_evidence": state.log_evidence,
             "tempered": state.beta,
+            "overlap": state.overlap,
             "temperatures": state.temperatures,
             "acceptance_rate": state.acceptance_rate,
         }
@@ -265,8 +292,13 @@ class SMC(Population):
         particles, split, start = state.particles, state.split, state.position
         total = torch.zeros_like(state.acceptance_rate)
         moves = torch.zeros_like(state.temperatures)
+        passing = (state.beta < 1) & isinstance(log_density, Bridge)
+        limit = torch.where(passing, _IN_PASSING, _CORRELATION)
+        least = torch.where(passing, 1, self.moves)
         moving = active
         for i in range(self.max_moves):
+            if not bool(moving.any()):
+                break
             where = moving[..., None].expand(state.log_prob.shape)
             tempered = Tempered(log_density, state.beta[..., None], where)
             particles, split, acceptance = kernel.move(
@@ -276,11 +308,10 @@ class SMC(Population):
             step = (particles.step_size * change[..., None, None]).clamp(max=kernel.largest)
             particles = particles._replace(step_size=step)
             total, moves = total + torch.where(moving, acceptance, 0.0), moves + moving
-            if i + 1 >= self.moves:
-                moving = moving & (_correlation(start, particles.position) > _CORRELATION)
-            if not bool(moving.any()):
-                break
-        return state._replace(particles=particles, split=split), total / moves.clamp(min=1), moves
+            correlation = _correlation(start, particles.position)
+            moving = moving & ((correlation > limit) | (i + 1 < least))
+        # Where nothing moved, nothing was accepted or refused: 0 / 0 is no number.
+        return state._replace(particles=particles, split=split), total / moves, moves
 
 
 def _check_likelihood(split: Split) -> None:
@@ -298,11 +329,7 @@ def _resampled(
     state: SMCState, log_weights: Tensor, beta: Tensor, active: Tensor, rng: torch.Generator
 ) -> SMCState:
     """Equally weighted particles at ``beta`` in those populations that are ``active``."""
-    particles, weights = state.particles, log_weights.softmax(-1)[..., None].to(state.position)
-    mean = (weights * state.position).sum(-2, keepdim=True)
-    variance = (weights * (state.position - mean).square()).sum(-2, keepdim=True)
-    # A coordinate in which few particles are left looks narrower than it is.
-    variance = torch.maximum(variance, 1e-4 * particles.inverse_mass)
+    particles, weights = state.particles, log_weights.softmax(-1)[..., None]
     stay = torch.arange(log_weights.shape[-1], device=log_weights.device)
     order = torch.where(active[..., None], systematic(log_weights, rng), stay)
     split = Split(*(_take(part, order) for part in state.split))
@@ -311,9 +338,48 @@ def _resampled(
         position=_take(state.position, order),
         log_prob=log_prob,
         gradient=gradient,
-        inverse_mass=torch.where(active[..., None, None], variance, particles.inverse_mass),
+        inverse_mass=_learnt_masses(particles, weights, active),
     )
     return state._replace(particles=particles, split=split, beta=beta)
+
+
+def _evaluated(log_density: Bridge, state: SMCState, moving: Tensor) -> SMCState:
+    """With the gradients of a bridge at the temperature that ``moving`` populations are at."""
+    if not bool(moving.any()):
+        return state
+    where = moving[..., None].expand(state.log_prob.shape)
+    tempered = Tempered(log_density, state.beta[..., None], where)
+    log_prob, gradient = tempered.value_and_grad(state.position)
+    split = chosen(where, tempered.last, state.split)
+    particles = state.particles._replace(
+        log_prob=torch.where(where, log_prob, state.particles.log_prob),
+        gradient=torch.where(where[..., None], gradient, state.particles.gradient),
+    )
+    return state._replace(particles=particles, split=split)
+
+
+def _learnt_masses(particles: HMCState, weights: Tensor, active: Tensor) -> Tensor:
+    """Covariance of the weighted particles, or its diagonal, for ``active`` populations."""
+    before, weights = particles.inverse_mass, weights.to(particles.position)
+    centred = particles.position - (weights * particles.position).sum(-2, keepdim=True)
+    variance = (weights * centred.square()).sum(-2, keepdim=True)
+    # A coordinate in which few particles are left looks narrower than it is.
+    variance = torch.maximum(variance, 1e-4 * variances(before))
+    if isinstance(particles.variance, PooledCovariance):
+        effective = 1.0 / weights.square().sum((-2, -1))
+        kept = effective / (effective + _SHRINKAGE * centred.shape[-1])
+        variance = correlated(variance, (weights * centred).mT @ centred, kept)
+        before = before if is_dense(before) else torch.diag_embed(before[..., 0, :])
+    return torch.where(active[..., None, None], variance, before)
+
+
+def _distinct_fraction(position: Tensor, log_weights: Tensor) -> Tensor:
+    """Effective fraction of the particles with all copies of one, which are neighbours, as one."""
+    new = (position[..., 1:, :] != position[..., :-1, :]).any(-1)
+    groups = torch.nn.functional.pad(new.long().cumsum(-1), (1, 0))
+    weights = log_weights.softmax(-1)
+    merged = torch.zeros_like(weights).scatter_add_(-1, groups, weights)
+    return 1.0 / merged.square().sum(-1) / weights.shape[-1]
 
 
 def _take(values: Tensor, order: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import cast
 
@@ -41,9 +42,9 @@ class Tempered:
     def __init__(self, log_density: Density, beta: Tensor, where: Tensor | None = None) -> None:
         self.num_dims = log_density.num_dims
         self._split = cast(SplitDensity, log_density).split
-        if bool((beta >= 1).all()):
-            # Where all have arrived, nothing more need be known of where they came from.
-            self._split = getattr(log_density, "end", self._split)
+        # Where all have arrived, nothing more need be known of where they came from.
+        if hasattr(log_density, "between") and not bool((beta >= 1).all()):
+            self._split = functools.partial(log_density.between, beta=beta)
         self._beta, self._where = beta, where
 
     def value_and_grad(

@@ -80,7 +80,7 @@ class Joint:
     def _check_dependence(self) -> None:
         rows = self.density.prior_draws(1, torch.Generator().manual_seed(0))
         with isolated(0), torch.enable_grad():
-            places, log_prob = self._log_prob(rows, *self.density._data)
+            places, log_prob = self._log_prob(rows, *self.density.data)
             found: Any = [None] * len(places)
             if log_prob.requires_grad:
                 found = torch.autograd.grad(log_prob.sum(), places, allow_unused=True)

@@ -2,12 +2,15 @@
 
     python benchmarks/papers.py design-cost --mnist FOLDER
 
-The first test images, pixels in one random order, ten more a round. Both arms are SMC with 128
-particles and its other settings at their defaults; one carries its particles from round to round,
-the other begins at the prior each time. An evaluation is one log density and gradient of a
-population. The error is the squared distance of the posterior mean from that of a reference, 512
-particles begun at the prior, over the reference's posterior variance: independent draws would have
-1/128 + 1/512 = 0.0098. Deciding is the choice of the next ten by information gain, from 128 draws.
+The first test images, measured by pixels: one more a round or ten more, in a random order or those
+of the largest information gain. Both arms are SMC with 128 particles and its other settings at
+their defaults, and see the same data; one carries its particles from round to round (`Loop` itself,
+its choices included), the other begins at the prior each time. CPU seconds are those of a round,
+the first, which both begin at the prior, left out. The error is the squared distance of the
+posterior mean from that of a reference, 1024 particles begun at the prior, over the reference's
+posterior variance, at three rounds of each image: independent draws would have 1/128 + 1/1024 =
+0.0088. A round is still when particles were weighted and not moved, and anew when they began at the
+prior after all. Deciding is the choice of the next pixels by information gain, from 128 draws.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from report import table, write
@@ -26,21 +29,32 @@ import bayesgen as bg
 from bayesgen import design
 from bayesgen.posterior import Posterior
 
-IMAGES, PARTICLES, ROUNDS, BATCH = 4, 128, 15, 10
-JUDGED = (4, 9, 14)
+IMAGES, PARTICLES = 4, 128
+
+
+class Study(NamedTuple):
+    """In which order pixels are measured, and how many."""
+
+    chosen: str
+    batch: int
+    rounds: int
+
+
+STUDIES = [Study("at random", 1, 60), Study("at random", 10, 15), Study("by information", 10, 15)]
 
 
 def run(options: argparse.Namespace) -> None:
-    """Both kinds of model."""
+    """Both kinds of model, each kind of order."""
     truths = bg.datasets.mnist(options.mnist, "test")[: options.images or IMAGES]
     found: dict[str, list[dict[str, Any]]] = {}
-    for name, (model, noise) in models().items():
-        for seed, truth in enumerate(truths):
-            for entry in one_run(model, noise, truth, seed):
-                found.setdefault(name, []).append(entry)
-            print(name, seed, averages(found[name]), flush=True)
-            # A population takes long; none should be lost to the next.
-            tell(found)
+    for seed, truth in enumerate(truths):
+        for name, (model, noise) in models().items():
+            for study in STUDIES:
+                key = f"{name}, {study.batch} {study.chosen}"
+                found.setdefault(key, []).extend(one_run(model, noise, truth, seed, study))
+                print(key, seed, averages(found[key]), flush=True)
+                # It takes long; none should be lost to the next.
+                tell(found)
 
 
 def models() -> dict[str, tuple[Callable[..., None], float]]:
@@ -67,41 +81,45 @@ def models() -> dict[str, tuple[Callable[..., None], float]]:
 
 
 def one_run(
-    model: Callable[..., None], noise: float, truth: Tensor, seed: int
+    model: Callable[..., None], noise: float, truth: Tensor, seed: int, study: Study
 ) -> list[dict[str, Any]]:
-    """Seconds, evaluations and errors of each round."""
+    """Seconds and errors of each round."""
     pool = design.Pool.pixels((28, 28))
     order = torch.randperm(784, generator=torch.Generator().manual_seed(seed)).tolist()
+    by_chance = study.chosen == "at random"
     loop = design.acquire(
         model,
         pool,
         design.simulate(pool, truth, noise=noise, seed=seed),
-        acquisition=design.FixedOrder(order),
-        budget=ROUNDS * BATCH,
-        batch=BATCH,
+        acquisition=design.FixedOrder(order) if by_chance else design.InformationGain(),
+        budget=study.rounds * study.batch,
+        batch=study.batch,
         noise=noise,
         method=bg.inference.SMC(PARTICLES),
         chains=1,
         draws=PARTICLES,
         seed=seed,
     )
-    rounds = []
+    rounds: list[dict[str, Any]] = []
+    judged = {study.rounds // 3, 2 * study.rounds // 3, study.rounds - 1}
     steps = iter(loop)
-    for number in range(ROUNDS):
+    next(steps)
+    for number in range(1, study.rounds):
         clock = time.process_time()
         next(steps)
-        carried = {"seconds": time.process_time() - clock} | spent(loop.posterior)
+        entry: dict[str, Any] = {"round": number, "carried": time.process_time() - clock}
         clock = time.process_time()
-        again = posterior(model, loop, PARTICLES, seed)
-        fresh = {"seconds": time.process_time() - clock} | spent(again)
+        fresh = posterior(model, loop, PARTICLES, seed)
+        entry["fresh"] = time.process_time() - clock
+        entry["anew"] = loop.posterior.attributes["start"] == "prior"
+        entry["still"] = bool(loop.posterior.stats["acceptance_rate"].isnan().all())
         clock = time.process_time()
-        design.InformationGain().choose(loop.belief(), BATCH, float(BATCH))
-        entry = {"round": number, "carried": carried, "fresh": fresh}
+        design.InformationGain().choose(loop.belief(), study.batch, float(study.batch))
         entry["deciding"] = time.process_time() - clock
-        if number in JUDGED:
-            reference = posterior(model, loop, 4 * PARTICLES, seed + 1000)
-            carried["error"] = distance(loop.posterior, reference)
-            fresh["error"] = distance(again, reference)
+        if number in judged:
+            reference = posterior(model, loop, 8 * PARTICLES, seed + 1000)
+            entry["carried error"] = distance(loop.posterior, reference)
+            entry["fresh error"] = distance(fresh, reference)
         rounds.append(entry)
     return rounds
 
@@ -121,11 +139,6 @@ def posterior(
     )
 
 
-def spent(found: Posterior) -> dict[str, int]:
-    """Evaluations of a population."""
-    return {"evaluations": int(found.attributes["num_evaluations"])}
-
-
 def distance(found: Posterior, reference: Posterior) -> float:
     """Squared error of the mean over the posterior variance."""
     error = (found.mean("x") - reference.mean("x")).square().sum()
@@ -134,33 +147,24 @@ def distance(found: Posterior, reference: Posterior) -> float:
 
 def averages(entries: list[dict[str, Any]]) -> dict[str, float]:
     """Over rounds and images."""
-
-    def mean(arm: str, what: str) -> float:
-        values = [e[arm][what] for e in entries if what in e[arm]]
-        return sum(values) / len(values)
-
-    return {
-        f"{arm} {what}": mean(arm, what)
-        for what in ("seconds", "evaluations", "error")
-        for arm in ("carried", "fresh")
-    } | {"deciding": sum(e["deciding"] for e in entries) / len(entries)}
+    names = ("carried", "fresh", "carried error", "fresh error", "still", "anew", "deciding")
+    found = {name: [entry[name] for entry in entries if name in entry] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def tell(found: dict[str, list[dict[str, Any]]]) -> None:
-    """A row for a part of the rounds of a model."""
-    header = ["model, measured", "evaluations carried", "fresh", "ratio", "CPU s carried", "fresh"]
-    header += ["ratio", "error carried", "fresh", "CPU s to decide"]
+    """A row for each model and order, and for the halves of its rounds."""
+    header = ["model, pixels a round", "rounds", "CPU s carried", "fresh", "fresh over carried"]
+    header += ["error carried", "fresh", "still", "anew", "CPU s to decide"]
     rows = []
     for name, entries in found.items():
-        later = [e for e in entries if e["round"] > 0]
-        parts = {
-            "20 to 50": [e for e in later if e["round"] < 5],
-            "60 to 100": [e for e in later if 5 <= e["round"] < 10],
-            "110 to 150": [e for e in later if e["round"] >= 10],
-            "all": later,
+        last = max(entry["round"] for entry in entries)
+        halves = {
+            f"2 to {last // 2 + 1}": [e for e in entries if e["round"] <= last // 2],
+            f"{last // 2 + 2} to {last + 1}": [e for e in entries if e["round"] > last // 2],
+            "all": entries,
         }
-        for part, chosen in parts.items():
-            rows.append([f"{name}, {part}", *cells(averages(chosen))])
+        rows += [[name, part, *cells(averages(chosen))] for part, chosen in halves.items()]
     text = " ".join((__doc__ or "").split("\n\n")[2].split())
     title = "Seconds for a decision: carried particles and fresh ones"
     write("design_cost", title, text + "\n\n" + table(header, rows), {"rounds": found})
@@ -168,9 +172,14 @@ def tell(found: dict[str, list[dict[str, Any]]]) -> None:
 
 def cells(found: dict[str, float]) -> list[str]:
     """Figures of one row."""
-    made = []
-    for what, digits in (("evaluations", 0), ("seconds", 2)):
-        carried, fresh = found[f"carried {what}"], found[f"fresh {what}"]
-        made += [f"{carried:.{digits}f}", f"{fresh:.{digits}f}", f"{fresh / carried:.1f}"]
-    made += [f"{found['carried error']:.4f}", f"{found['fresh error']:.4f}"]
-    return [*made, f"{found['deciding']:.3f}"]
+    carried, fresh = found["carried"], found["fresh"]
+    return [
+        f"{carried:.2f}",
+        f"{fresh:.2f}",
+        f"{fresh / carried:.1f}",
+        f"{found['carried error']:.4f}",
+        f"{found['fresh error']:.4f}",
+        f"{found['still']:.0%}",
+        f"{found['anew']:.0%}",
+        f"{found['deciding']:.3f}",
+    ]

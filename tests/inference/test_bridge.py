@@ -12,9 +12,10 @@ from torch import Tensor
 
 import bayesgen as bg
 from bayesgen.errors import OptionError, ResultError
-from bayesgen.inference import SMC, bridge
+from bayesgen.inference import SMC, bridge, smc
 from bayesgen.inference.bridge import Bridge
 from bayesgen.inference.checks import MethodReport, moment_report
+from bayesgen.inference.tempering import Tempered, effective_fraction, temper
 from bayesgen.types import Split
 
 float64 = torch.float64
@@ -88,32 +89,148 @@ def test_the_prior_may_change_too() -> None:
 def test_counting_the_old_data_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mutant weighs the old posterior by all of the new likelihood."""
 
-    def split(self: Bridge, v: Tensor, *, where: Tensor | None = None) -> Split:
-        old, new = self._before.split(v, where=where), self.end(v, where=where)
-        return Split(
-            old.prior + old.likelihood,
-            new.likelihood,
-            old.prior_gradient + old.likelihood_gradient,
-            new.likelihood_gradient,
+    right = bridge.Bridge.between
+
+    def between(self: Bridge, v: Tensor, beta: Tensor, *, where: Tensor | None = None) -> Split:
+        return right(self, v, beta, where=where)._replace(
+            likelihood=self.split(v, where=where).likelihood
         )
 
     before = infer(3)
-    monkeypatch.setattr(bridge.Bridge, "split", split)
+    monkeypatch.setattr(bridge.Bridge, "between", between)
     # Particles that are not moved afterwards show their weights.
     few = SMC(particles=400, moves=1, max_moves=1, leapfrog=1)
     assert not moments(infer(4, before, method=few, seed=1), 4).passed
 
 
-def test_parts_add_up_to_the_new_density() -> None:
-    old, new = (bg.LogDensity(model, ROWS[:count], Y[:count]) for count in (2, 4))
-    between = Bridge(old, new)
-    v = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=float64)
-    split, end = between.split(v), between.end(v)
-    for found in (split, end):
-        value, gradient = new.value_and_grad(v)
-        torch.testing.assert_close(found.prior + found.likelihood, value)
-        torch.testing.assert_close(found.prior_gradient + found.likelihood_gradient, gradient)
-    torch.testing.assert_close(split.prior, old.value_and_grad(v)[0])
+def deviating(matrix: Tensor, y: Tensor | None = None) -> None:
+    """With a support that needs a Jacobian."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=float64), 1.0).to_event(1))
+    s = pyro.sample("s", dist.HalfNormal(torch.tensor(1.0, dtype=float64)))
+    pyro.sample("y", dist.Normal(z @ matrix.T, s).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("given", [model, deviating])
+@pytest.mark.parametrize("together", [True, False])
+def test_parts_are_those_of_the_two_densities(given: Any, together: bool) -> None:
+    """Also for a graph, which is recorded after thirty evaluations, and for chosen rows."""
+    old, new = (bg.LogDensity(given, ROWS[:count], Y[:count]) for count in (2, 4))
+    path = Bridge(old, new)
+    if not together:
+        path._ends = bridge._Apart(old, new)
+    rng = torch.Generator().manual_seed(0)
+    v = torch.randn(6, 5, old.num_dims, generator=rng, dtype=float64)
+    beta = torch.rand(6, 1, generator=rng, dtype=float64)
+    units = path.units(v)
+    (before, down), (after, up) = (density.value_and_grad(v * units) for density in (old, new))
+    for _ in range(35):
+        split = path.between(v, beta)
+    value, gradient = temper(split, beta)
+    torch.testing.assert_close(split.prior, before)
+    torch.testing.assert_close(split.prior + split.likelihood, after)
+    torch.testing.assert_close(value, torch.lerp(before, after, beta))
+    torch.testing.assert_close(gradient, torch.lerp(down, up, beta[..., None]) * units)
+    where = torch.zeros(6, 5, dtype=torch.bool)
+    where[2, 1:3] = True
+    few, few_gradient = temper(path.between(v, beta, where=where), beta)
+    torch.testing.assert_close(few[where], value[where])
+    torch.testing.assert_close(few_gradient[where], gradient[where])
+    assert bool(few[~where].isnan().all())
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_particles_have_the_gradients_of_their_temperature(
+    monkeypatch: pytest.MonkeyPatch, stale: bool
+) -> None:
+    """The mutant leaves them those of the temperature before."""
+    if stale:
+        monkeypatch.setattr(smc, "_evaluated", lambda density, state, moving: state)
+    path = Bridge(*(bg.LogDensity(model, ROWS[:count], Y[:count]) for count in (1, 4)))
+    rng, method = torch.Generator().manual_seed(0), SMC(particles=100, alpha=0.9)
+    start = infer(1, chains=4).draws("z")[:, :100]
+    state, _ = method.step(path, method.init(path, start), rng)
+    assert bool((state.beta < 1).all())
+    _, gradient = Tempered(path, state.beta[..., None]).value_and_grad(state.position)
+    assert torch.allclose(state.particles.gradient, gradient) != stale
+
+
+class Counting(bg.models.Generator):
+    """Says how often it was asked for images."""
+
+    def __init__(self) -> None:
+        super().__init__((3,), 3)
+        self.calls = 0
+
+    def decode(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        return 2.0 * z
+
+
+def test_images_are_generated_once_for_both_data_sets() -> None:
+    G = Counting()
+
+    def model(count: int, y: Tensor) -> None:
+        z = pyro.sample("z", G.prior())
+        pyro.sample("y", dist.Normal(G(z)[:count], SIGMA).to_event(1), obs=y)
+
+    old, new = (bg.LogDensity(model, count, torch.ones(count)) for count in (1, 3))
+    path, v = Bridge(old, new), torch.ones(5, 3)
+    G.calls = 0
+    path.between(v, torch.full((5,), 0.5))
+    assert G.calls == 1 and path.count == 1
+
+
+def test_models_that_are_not_vectorised_are_bridged() -> None:
+    def looking(matrix: Tensor, y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=float64), 1.0).to_event(1))
+        mean = z @ matrix.T
+        pyro.sample("y", dist.Normal(mean if z.sum() < 9.0 else -mean, SIGMA).to_event(1), obs=y)
+
+    with pytest.warns(RuntimeWarning, match="cannot be vectorised"):
+        old, new = (bg.LogDensity(looking, ROWS[:count], Y[:count]) for count in (2, 4))
+    path, v = Bridge(old, new), torch.ones(2, 3, dtype=float64)
+    split = path.between(v, torch.full((2,), 0.5))
+    assert path.count == 2
+    torch.testing.assert_close(split.prior + split.likelihood, new.value_and_grad(v)[0])
+
+
+def pairs(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=float64), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(z, 1.0).expand(y.shape).to_event(2), obs=y)
+
+
+def a_datum_at_a_time() -> tuple[MethodReport, float, list[bool]]:
+    """Fit to the last posterior, draws that a particle is worth, and who did not move."""
+    settings: dict[str, Any] = {"method": QUICK, "chains": 16, "draws": 400, "progress": False}
+    y = torch.randn(40, 2, generator=torch.Generator().manual_seed(1), dtype=float64)
+    posterior, stayed = bg.infer(pairs, y[:10], **settings), []
+    for count in range(11, 41):
+        before = posterior
+        posterior = bg.infer(pairs, y[:count], start=before, seed=count, **settings)
+        draws = zip(posterior.draws("z"), before.draws("z"), strict=True)
+        stayed += [bool(torch.isin(new[:, 0], old[:, 0]).all()) for new, old in draws]
+        assert stayed[-16:] == posterior.stats["acceptance_rate"][:, 0].isnan().tolist()
+    mean, covariance = y.sum(0) / (len(y) + 1), torch.eye(2, dtype=float64) / (len(y) + 1)
+    spread = posterior.draws("z").mean(1).sub(mean).square().mean()
+    worth = float(covariance[0, 0] / 400 / spread)
+    return moment_report("", posterior.draws("z"), mean, covariance), worth, stayed
+
+
+def test_particles_that_new_data_hardly_change_stay_where_they_are() -> None:
+    """They are weighted, not moved, as long as enough different ones are left."""
+    report, worth, stayed = a_datum_at_a_time()
+    report.raise_if_failed()
+    assert worth > 0.4
+    assert 0.3 < sum(stayed) / len(stayed) < 0.9
+
+
+def test_copies_that_count_as_different_particles_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The mutant does not see that weighting again and again leaves few of them."""
+    monkeypatch.setattr(smc, "_distinct_fraction", lambda v, weights: effective_fraction(weights))
+    _, worth, _ = a_datum_at_a_time()
+    assert worth < 0.3
 
 
 def test_it_costs_less_than_a_run_from_the_prior() -> None:

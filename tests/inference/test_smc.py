@@ -309,3 +309,21 @@ def test_impossible_settings_are_refused(settings: dict[str, object], message: s
 def test_misspelt_settings_are_refused_with_the_list() -> None:
     with pytest.raises(UnknownOptionError, match="SMC: unknown option 'num_particles'"):
         SMC(num_particles=100)  # type: ignore[call-arg]
+
+
+def test_moves_know_the_correlations_of_the_particles() -> None:
+    """In their units a narrow law is far rounder than in those of its variances, as "pcn" has."""
+    target = GaussianTarget.with_condition(6, 1e4)
+
+    def condition(masses: Tensor) -> float:
+        factor = torch.linalg.cholesky(masses)
+        white = torch.linalg.solve(factor, target.covariance) @ torch.linalg.inv(factor).mT
+        values = torch.linalg.eigvalsh(white)
+        return float(values.max() / values.min())
+
+    dense = run(QUICK, target).state.particles.inverse_mass
+    assert dense.shape == (4, 6, 6)
+    diagonal = torch.diag_embed(dense[0].diagonal())
+    assert condition(dense[0]) < condition(diagonal) / 10
+    walk = run(SMC(particles=256, kernel="pcn"), target).state.particles.inverse_mass
+    assert walk.shape == (4, 1, 6)
