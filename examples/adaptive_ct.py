@@ -1,16 +1,19 @@
 """At which angle to measure next: tomography that chooses its angles, beside equispaced ones.
 
-A disc and a rectangle are measured one angle at a time, by noisy line integrals. After each, the
-posterior draws of a generator of such images disagree on what the other angles would show; the next
-angle is the one whose data would tell most of the image. Equispaced angles are the comparison, with
-the same image, noise, model and sampler. They are a strong one: an even number of them holds both
-directions of the rectangle's sides. Writes ``adaptive_ct.png`` and ``adaptive_ct.gif``.
+A stack of layers is measured one angle at a time, by noisy line integrals. Nobody knows which way
+the layers lie; rays along them tell most. After each angle the posterior draws disagree on what the
+others would show, and the next is the one whose data would tell most of the image. Equispaced
+angles are the comparison, with the same image, noise, model and sampler. ``--object shapes`` has no
+direction of its own: a disc and a rectangle, for which equispaced angles are hard to beat. Writes
+``adaptive_ct.png`` and ``adaptive_ct.gif``.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -21,8 +24,48 @@ import bayesgen as bg
 from bayesgen.design.plot import animate_loop
 from bayesgen.plot import plot_image
 
-# Of line integrals that are 5 where a ray crosses ten bright pixels.
-SIGMA = 1.0
+
+class Object(NamedTuple):
+    """What is looked at: images as a Pyro model, a true one, the noise, its brightest value."""
+
+    image: Callable[[], Tensor]
+    truth: Tensor
+    sigma: float
+    brightest: float
+
+
+def layers(number: int) -> Object:
+    """A laminate of unknown direction: the layers' brightnesses, linear in between, in a disc."""
+    side, count = 32, 16
+    grid = (torch.arange(side) - (side - 1) / 2) * (2 / side)
+    y, x = torch.meshgrid(grid, grid, indexing="ij")
+
+    def image() -> Tensor:
+        direction = pyro.sample("direction", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        brightness = pyro.sample("layers", dist.Normal(torch.zeros(count), 1.5).to_event(1))
+        across = (direction[0] * y + direction[1] * x) / direction.norm()
+        place = ((across + 1.0) * ((count - 1) / 2)).flatten()
+        below = place.detach().floor().clamp(0, count - 2)
+        lower, upper = (brightness.sigmoid().gather(-1, (below + i).long()) for i in (0, 1))
+        stack = (lower + (place - below) * (upper - lower)).unflatten(-1, (side, side))
+        return pyro.deterministic("x", stack * (x.square() + y.square() <= 0.9))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(number)
+        return Object(image, image(), 0.4, 1.0)
+
+
+def shapes(number: int) -> Object:
+    """A disc and a rectangle, and a generator that knows such images."""
+    G = bg.models.load("shapes-vae-10")
+
+    def image() -> Tensor:
+        return pyro.deterministic("x", G(pyro.sample("z", G.prior())))
+
+    return Object(image, bg.datasets.shapes(number + 1, seed=1)[number], 1.0, 0.5)
+
+
+OBJECTS = {"layers": layers, "shapes": shapes}
 
 
 def psnr(estimate: Tensor, truth: Tensor) -> float:
@@ -50,17 +93,18 @@ def report(loops: dict[str, bg.design.Loop], truth: Tensor) -> None:
     print("One image and one noise decide little: try --image and --seed.")
 
 
-def picture(loops: dict[str, bg.design.Loop], truth: Tensor, path: Path) -> None:
+def picture(loops: dict[str, bg.design.Loop], shown: Object, path: Path) -> None:
     """Estimates, errors by number of angles, and the angles themselves."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained")
-    plot_image(truth, ax=axes[0, 0], title="truth", limits=(0.0, 0.5))
+    truth, limits = shown.truth, (0.0, shown.brightest)
+    plot_image(truth, ax=axes[0, 0], title="truth", limits=limits)
     for ax, (name, loop) in zip(axes[0, 1:], loops.items(), strict=True):
         mean = loop.records[-1].mean
         title = f"{name}, {len(loop.measured)} angles: {psnr(mean, truth):.1f} dB"
-        plot_image(mean, ax=ax, title=title, limits=(0.0, 0.5))
+        plot_image(mean, ax=ax, title=title, limits=limits)
     titles = ("PSNR of the posterior mean, dB", "uncertainty", "angle in degrees")
     for ax, title in zip(axes[1], titles, strict=True):
         ax.set_title(title, fontsize=9)
@@ -81,22 +125,21 @@ def main() -> None:
     """Measure with both, report, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
-    parser.add_argument("--image", type=int, default=0, help="which test image")
-    parser.add_argument("--rounds", type=int, default=6, help="angles to measure")
+    parser.add_argument("--object", choices=list(OBJECTS), default="layers", help="what is seen")
+    parser.add_argument("--image", type=int, default=0, help="which of such images")
+    parser.add_argument("--rounds", type=int, default=8, help="angles to measure")
     parser.add_argument("--seed", type=int, default=0, help="seed of noise and sampler")
     parser.add_argument("--quick", action="store_true", help="two rough rounds, to try it out")
     options = parser.parse_args()
     rounds, particles = (2, 16) if options.quick else (options.rounds, 48)
 
-    G = bg.models.load("shapes-vae-10")
-    truth = bg.datasets.shapes(options.image + 1, seed=1)[options.image]
-    pool = bg.design.Pool(bg.operators.Radon((56, 56), angles=36))
-    measure = bg.design.simulate(pool, truth, noise=SIGMA, seed=options.seed)
+    shown = OBJECTS[options.object](options.image)
+    truth, sigma = shown.truth, shown.sigma
+    pool = bg.design.Pool(bg.operators.Radon(tuple(truth.shape), angles=36))
+    measure = bg.design.simulate(pool, truth, noise=sigma, seed=options.seed)
 
     def model(A: bg.operators.Operator, y: Tensor | None = None) -> None:
-        z = pyro.sample("z", G.prior())
-        x = pyro.deterministic("x", G(z))
-        pyro.sample("y", dist.Normal(A(x), SIGMA).to_event(2), obs=y)
+        pyro.sample("y", dist.Normal(A(shown.image()), sigma).to_event(2), obs=y)
 
     loops = {}
     for name, acquisition in {
@@ -109,8 +152,8 @@ def main() -> None:
             measure,
             acquisition=acquisition,
             budget=rounds,
-            noise=SIGMA,
-            method=bg.inference.SMC(particles=particles, max_moves=3),
+            noise=sigma,
+            method=bg.inference.SMC(particles=particles),
             chains=2,
             draws=particles,
             seed=options.seed,
@@ -120,7 +163,7 @@ def main() -> None:
     report(loops, truth)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    picture(loops, truth, options.out / "adaptive_ct.png")
+    picture(loops, shown, options.out / "adaptive_ct.png")
     animate_loop(loops["adaptive"], options.out / "adaptive_ct.gif", truth=truth, fps=2)
     print(f"Pictures: {options.out / 'adaptive_ct.png'}, {options.out / 'adaptive_ct.gif'}")
 

@@ -129,9 +129,11 @@ def lbcs_order(
             f"fitted: of {len(data)} images it leaves {split} to fit to and {len(data) - split} to "
             "judge by; expected at least two and one"
         )
+    # Where data are precise, the best linear estimate is nearly singular.
+    data = data.double()
     rng = torch.Generator().manual_seed(seed)
     simulated = torch.randn(data.shape, generator=rng, dtype=data.dtype).to(data.device)
-    search = _LinearDecoder(data / std, images.to(data).flatten(1), split, simulated)
+    search = _LinearDecoder(data / std.double(), images.to(data).flatten(1), split, simulated)
     order: list[int] = []
     for _ in range(total):
         falls = search.error_reductions()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from numbers import Real
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -206,7 +207,10 @@ class Pool:
         return y.reshape(*batch, -1)[..., self.members.to(y.device)]
 
     def _checked(self, candidates: Sequence[int]) -> list[int]:
-        chosen = [int(c) for c in candidates]
+        try:
+            chosen = [index(c) for c in candidates]
+        except TypeError:
+            chosen = []
         wrong = [c for c in chosen if not 0 <= c < self.num_candidates]
         if wrong or not chosen or len(set(chosen)) != len(chosen):
             raise OptionError(

@@ -155,6 +155,7 @@ A = bg.operators.Identity((2, 3))
         (lambda: Pool(A).at([]), OptionError, "distinct numbers from 0 to 1"),
         (lambda: Pool(A).at([0, 0]), OptionError, "distinct numbers"),
         (lambda: Pool(A).at([2]), OptionError, "distinct numbers"),
+        (lambda: Pool(A).at([0.7]), OptionError, "distinct numbers"),
         (lambda: simulate(Pool(A), torch.zeros(2, 3), noise=-1.0), OptionError, "noise"),
         (lambda: simulate(Pool(A), torch.full((2, 3), float("nan"))), DataError, "truth"),
         (lambda: simulate(Pool(A), torch.zeros(4, 2, 3)), ShapeError, r"truth: .*got \(4, 2, 3\)"),
