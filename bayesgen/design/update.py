@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from bayesgen.errors import OptionError, ResultError
+from bayesgen.errors import ModelError, OptionError, ResultError
 from bayesgen.inference import SMC, Method, Population
 from bayesgen.posterior import Posterior
 
@@ -45,7 +45,11 @@ def updated(run: Callable[[Any], Posterior], known: Posterior | None, method: Me
         return run("prior")
     if not isinstance(method, SMC) or _distance(carried, method) < _FAR:
         return carried
-    fresh = run("prior")
+    try:
+        fresh = run("prior")
+    except ModelError:
+        # No draw of the prior explains the data at all.
+        return carried
     return carried if _evidence(carried) > _evidence(fresh) + _MARGIN else fresh
 
 

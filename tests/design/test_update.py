@@ -14,7 +14,7 @@ from torch import Tensor
 import bayesgen as bg
 from bayesgen.design import Loop, Pool, update
 from bayesgen.design.update import updated
-from bayesgen.errors import OptionError, ResultError
+from bayesgen.errors import ModelError, OptionError, ResultError
 from bayesgen.inference import SMC
 from bayesgen.posterior import Posterior
 
@@ -79,6 +79,17 @@ def test_what_cannot_be_carried_begins_at_the_prior() -> None:
 
     with pytest.warns(RuntimeWarning, match="cannot be carried on.*other supports"):
         assert cast(Any, updated(run, cast(Posterior, Found()), SMC())) == "prior"
+
+
+def test_a_prior_that_explains_nothing_leaves_what_was_carried() -> None:
+    known, far = Found(), Found(temperatures=50)
+
+    def run(start: Any) -> Any:
+        if start == "prior":
+            raise ModelError("the likelihood is zero")
+        return far
+
+    assert cast(Any, updated(run, cast(Posterior, known), SMC())) is far
 
 
 def flipping(A: bg.operators.Operator, y: Tensor | None = None) -> None:
