@@ -11,7 +11,7 @@ ordinary automatic differentiation passes through it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 _vmap_depth: ContextVar[int] = ContextVar("bayesgen_vmap_depth", default=0)
-# What was called inside `shared_calls`: functions, arguments and results.
-_calls: ContextVar[list[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]] | None] = ContextVar(
-    "bayesgen_calls", default=None
-)
+# Arguments of which calls are shared, and the functions, arguments and results of such calls.
+_Calls = tuple[Sequence[Tensor], list[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]]
+_shared: ContextVar[_Calls] = ContextVar("bayesgen_shared_calls", default=((), []))
 
 
 @contextlib.contextmanager
@@ -42,16 +41,17 @@ def native_batching(depth: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shared_calls() -> Iterator[None]:
-    """Call a function only once for one argument: the very same tensor has the very same result.
+def shared_calls(arguments: Sequence[Tensor]) -> Iterator[None]:
+    """Call functions only once for these arguments, which nothing inside may change in place.
 
-    Two models that are run on the same latent vectors then generate their images once.
+    Two models that are run on the same latent vectors then generate their images once. Each has a
+    copy, as models may change their images in place.
     """
-    token = _calls.set([])
+    token = _shared.set((arguments, []))
     try:
         yield
     finally:
-        _calls.reset(token)
+        _shared.reset(token)
 
 
 def native_batch(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -77,14 +77,15 @@ def native_batch(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     >>> seen
     [(5, 3)]
     """
-    depth, calls = _vmap_depth.get(), _calls.get()
-    for known, argument, result in calls or ():
+    depth, (arguments, calls) = _vmap_depth.get(), _shared.get()
+    for known, argument, result in calls:
         if known == fn and argument is x:
-            return result
+            return result.clone()
     result = _NativeBatch.apply(fn, depth, x) if depth else fn(x)
-    if calls is not None:
-        calls.append((fn, x, result))
-    return result
+    if not any(argument is x for argument in arguments):
+        return result
+    calls.append((fn, x, result))
+    return result.clone()
 
 
 class _NativeBatch(torch.autograd.Function):

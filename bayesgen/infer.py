@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bayesgen.errors import (
+    DtypeError,
     ModelError,
     OptionError,
     ResultError,
@@ -145,9 +146,11 @@ def infer(
         elif isinstance(method, Population):
             position = position.unflatten(-2, (chains, starts))
             run = run_population(method, target, position, rng, draws=draws, monitor=monitor)
-            if isinstance(target, Bridge) and target.evidence_before is None:
-                # Of the new data given the old it would be something else.
-                run.stats.pop("log_evidence", None)
+            if isinstance(target, Bridge):
+                target.release()
+                if target.evidence_before is None:
+                    # Of the new data given the old it would be something else.
+                    run.stats.pop("log_evidence", None)
         else:
             assert isinstance(method, Sampler)
             run = run_sampler(
@@ -310,7 +313,7 @@ def _carried(
         what = "optima" if start.is_point_estimate else "draws without their model"
         raise OptionError(f"start: got {what}; expected a posterior with its model")
     shapes = [
-        {name: tuple(site.shape) for name, site in density.sites.latent.items()}
+        [(name, tuple(site.shape)) for name, site in density.sites.latent.items()]
         for density in (start.model, log_density)
     ]
     if shapes[0] != shapes[1] or start.num_problems != log_density.num_problems:
@@ -318,6 +321,9 @@ def _carried(
             f"start: a posterior of sites {shapes[0]}, problems {start.num_problems}; expected "
             f"{shapes[1]}, problems {log_density.num_problems}"
         )
+    kinds = [f"{density.dtype} on {density.device}" for density in (start.model, log_density)]
+    if kinds[0] != kinds[1]:
+        raise DtypeError(f"start: a posterior in {kinds[0]}; expected {kinds[1]}, as the model's")
     _check_chains(start, chains)
     _check_exact(start)
     values = {name: start.draws(name) for name in start.latent_sites}

@@ -126,9 +126,10 @@ class LogDensity:
             value = draw_or_zero(next(iter(self.sites.latent.values())).prior)
         self.dtype, self.device = value.dtype, value.device
         self.has_jacobian = not all(
-            _is_identity(site.transform) for site in self.sites.latent.values()
+            is_identity(site.transform) for site in self.sites.latent.values()
         )
-        self._graphs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        # None where recording has failed.
+        self._graphs: dict[tuple[Any, ...], Callable[..., Any] | None] = {}
         self._calls: Counter[tuple[Any, ...]] = Counter()
         self.vectorised = True
         self._choose_evaluation()
@@ -344,14 +345,18 @@ class LogDensity:
             except Exception as error:
                 # Python that looks into the data, such as `if y.mean() > 0`, works under vmap but
                 # cannot be recorded.
-                self._graphs[key] = fn
+                self._graphs[key] = None
                 warnings.warn(
                     "the model cannot be recorded as a graph and runs through Pyro each time, "
                     f"which is slower: {blame(self.model, error)}: {_first_line(error)}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        return self._graphs[key]
+        return self._graphs[key] or fn
+
+    def forget(self, name: Hashable) -> None:
+        """Drop what was recorded of a function that will not be asked for again."""
+        self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != name}
 
     def _value_and_grad(
         self,
@@ -386,7 +391,7 @@ class LogDensity:
         """Of the map from unconstrained points to the values of the sites."""
         total = rows.new_zeros(rows.shape[:-1])
         for site in self.sites.latent.values():
-            if not _is_identity(site.transform):
+            if not is_identity(site.transform):
                 u = site.take(rows)
                 log_det = site.transform.log_abs_det_jacobian(u, site.transform(u))
                 total = total + log_det.reshape(*rows.shape[:-1], -1).sum(-1)
@@ -589,7 +594,7 @@ class LogDensity:
         )
         scale = (0.5 * (high - low)).to(draws)
         for site in self.sites.latent.values():
-            if self.sites.prior_is_static and _is_identity(site.transform):
+            if self.sites.prior_is_static and is_identity(site.transform):
                 block = scale[..., site.start : site.stop]
                 stddev = _stddev(site, draws)
                 block.copy_(torch.where(torch.isfinite(stddev), stddev, block))
@@ -653,7 +658,8 @@ def _stddev(site: Site, like: Tensor) -> Tensor:
     return stddev.expand(site.shape).reshape(-1).to(like)
 
 
-def _is_identity(transform: Transform) -> bool:
+def is_identity(transform: Transform) -> bool:
+    """Whether it leaves unconstrained points as they are."""
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
     return isinstance(transform, ComposeTransform) and not transform.parts

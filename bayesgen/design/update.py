@@ -36,7 +36,8 @@ def updated(run: Callable[[Any], Posterior], known: Posterior | None, method: Me
         return run("prior")
     try:
         carried = run(known)
-    except OptionError as error:
+    except (OptionError, ModelError) as error:
+        # Of other sites, or of particles all of which the new data rule out.
         warnings.warn(
             f"the last posterior cannot be carried on, and this one begins at the prior: {error}",
             RuntimeWarning,
@@ -59,9 +60,9 @@ def _distance(carried: Posterior, method: SMC) -> float:
 
 
 def _evidence(posterior: Posterior) -> float:
-    """Logarithm of the mean evidence over populations; of laws known up to a constant, infinity."""
+    """Logarithm of the mean evidence over populations; NaN if it is not known."""
     try:
         found = posterior.log_evidence
     except ResultError:
-        return math.inf
+        return math.nan
     return float(found.logsumexp(-1).mean()) - math.log(found.shape[-1])

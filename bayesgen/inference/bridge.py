@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayesgen._batching import shared_calls
 from bayesgen.inference.standardised import Standardised
-from bayesgen.log_density import LogDensity
+from bayesgen.log_density import LogDensity, is_identity
 from bayesgen.traces import log_prob_of_trace
 from bayesgen.types import Split, SplitDensity
 
@@ -77,6 +77,10 @@ class Bridge(Standardised):
         old, new, gradient = self._ends.values(v * units, beta, where)
         return Split(old, new - old, gradient * units, torch.zeros_like(gradient))
 
+    def release(self) -> None:
+        """Forget what was recorded; the densities may outlive the bridge between them."""
+        self._ends.release()
+
 
 class _Apart:
     """Two densities, one after the other."""
@@ -92,6 +96,9 @@ class _Apart:
         down, up = (part.prior_gradient + part.likelihood_gradient for part in (old, new))
         gradient = torch.lerp(down, up, beta[..., None])
         return old.prior + old.likelihood, new.prior + new.likelihood, gradient
+
+    def release(self) -> None:
+        """Nothing was recorded."""
 
 
 class _Together:
@@ -112,6 +119,10 @@ class _Together:
         rows, more = torch.cat([v, beta[..., None]], -1), self._before.data
         return self._after.evaluate(self._name, self._values, rows, where, extra=1, more=more)
 
+    def release(self) -> None:
+        """Forget the graphs."""
+        self._after.forget(self._name)
+
     def _values(self, rows: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         v, beta = rows[..., :-1], rows[..., -1]
         with torch.enable_grad():
@@ -124,8 +135,11 @@ class _Together:
         return old.detach(), new.detach(), gradient
 
     def _log_probs(self, v: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
-        values, count = self._after.constrain(v), len(self._after.data)
-        with shared_calls():
-            before = self._before.trace(values, data[count:])
-            after = self._after.trace(values, data[:count])
-            return log_prob_of_trace(before), log_prob_of_trace(after)
+        count, sites = len(self._after.data), self._after.sites.latent.values()
+        values, again = self._after.constrain(v), self._after.constrain(v)
+        # Torch lets no model change these in place.
+        leaves = {site.name: values[site.name] for site in sites if is_identity(site.transform)}
+        with shared_calls(list(leaves.values())):
+            old = log_prob_of_trace(self._before.trace(values, data[count:]))
+            new = log_prob_of_trace(self._after.trace(again | leaves, data[:count]))
+        return old, new

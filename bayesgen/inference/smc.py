@@ -32,8 +32,9 @@ from bayesgen.types import Density, Split, check_count
 _CORRELATION = 0.5
 # The same on a bridge before its end: there are few temperatures, and the particles were right.
 _IN_PASSING = 0.8
-# Particles of which correlations keep half of what they seem to be, for each coordinate.
-_SHRINKAGE = 1.0
+# Of a coordinate's variance from one temperature to the next: one in which few particles are left
+# looks narrower than it is.
+_NARROWEST = 1e-4
 # How far the step size follows the error of one move's acceptance, which a population knows well.
 _GAIN = 1.5
 
@@ -111,9 +112,10 @@ class SMC(Population):
 
     From an earlier posterior (``infer(..., start=posterior)``) the particles are led to the new one
     in the same way. They are not moved where new data say so little that reweighting leaves the
-    fraction ``alpha`` of them (Chopin 2002). ``overlap`` in the statistics is that fraction; where
-    it is down to one or two particles, the old posterior may lack what the new one has, and a run
-    from the prior is safer.
+    fraction ``alpha`` of them (Chopin 2002). ``overlap`` in the statistics is that fraction, with
+    all copies of a particle counted once: of 512 particles that start at 64 draws it is at most
+    an eighth. Where it is down to one or two particles, the old posterior may lack what the new
+    one has, and a run from the prior is safer.
 
     Draws follow the posterior, and the evidence is right, as the number of particles grows; with
     N of them errors are of order :math:`N^{-1/2}`. Each chain is a population on its own with its
@@ -196,8 +198,9 @@ class SMC(Population):
         return self.kernel == "hmc"
 
     def num_starts(self, draws: int) -> int:
-        """Particles of a chain."""
-        return max(self.particles, draws)
+        """Particles of a chain, an even number."""
+        count = max(self.particles, draws)
+        return count + count % 2
 
     def init(self, log_density: Density, position: Tensor) -> SMCState:
         """First state at draws from the prior, ``(*problems, chains, particles, n)``.
@@ -212,12 +215,14 @@ class SMC(Population):
         zero = torch.zeros(position.shape[:-2], dtype=torch.float64, device=position.device)
         prior = Tempered(log_density, zero[..., None])
         step = position.shape[-1] ** -0.25
-        particles = hamiltonian_init(prior, position, step, 0.5, dense=self.kernel == "hmc")
+        # Masses of one half of the particles are learnt from the other half.
+        dense = self.kernel == "hmc" and position.shape[-2] % 2 == 0
+        particles = hamiltonian_init(prior, position, step, 0.5, dense=dense)
         if isinstance(log_density, Bridge):
             # Draws of a posterior are far closer together than those of a prior.
             narrow = position.var(-2, keepdim=True).clamp(min=torch.finfo(position.dtype).tiny)
             particles = particles._replace(inverse_mass=narrow)
-        _check_likelihood(prior.last)
+        _check_likelihood(prior.last, isinstance(log_density, Bridge))
         counts = torch.zeros_like(zero, dtype=torch.int64)
         known = log_density.evidence_before if isinstance(log_density, Bridge) else None
         evidence = zero if known is None else known.to(zero)
@@ -266,8 +271,8 @@ class SMC(Population):
             warnings.warn(
                 f"smc: {int(short.sum())} of {short.numel()} chains have not come to the posterior "
                 f"within max_iterations={self.max_iterations} temperatures (beta is "
-                f"{float(state.beta.min()):.3g}, should be 1), so that their draws are too wide. "
-                "Raise max_iterations or lower alpha",
+                f"{float(state.beta.min()):.3g}, should be 1), so that their draws lie between "
+                "where they began and there. Raise max_iterations or lower alpha",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -314,14 +319,16 @@ class SMC(Population):
         return state._replace(particles=particles, split=split), total / moves, moves
 
 
-def _check_likelihood(split: Split) -> None:
+def _check_likelihood(split: Split, carried: bool) -> None:
     lost = ~torch.isfinite(log_likelihood(split)).any(-1)
     if bool(lost.any()):
+        what, advice = "draws from the prior", "narrow the prior, or raise particles"
+        if carried:
+            what, advice = "draws of the earlier posterior", "or begin at the prior"
         raise ModelError(
             f"model: in {int(lost.sum())} of {lost.numel()} chains the likelihood is zero or not a "
-            f"number at all {split.prior.shape[-1]} draws from the prior, so that there is nothing "
-            "to weight. Check the model's scales and the support of its noise, narrow the prior, "
-            "or raise particles"
+            f"number at all {split.prior.shape[-1]} {what}, so that there is nothing to weight. "
+            f"Check the model's scales and the support of its noise, {advice}"
         )
 
 
@@ -329,7 +336,7 @@ def _resampled(
     state: SMCState, log_weights: Tensor, beta: Tensor, active: Tensor, rng: torch.Generator
 ) -> SMCState:
     """Equally weighted particles at ``beta`` in those populations that are ``active``."""
-    particles, weights = state.particles, log_weights.softmax(-1)[..., None]
+    particles, weights = state.particles, log_weights.softmax(-1)
     stay = torch.arange(log_weights.shape[-1], device=log_weights.device)
     order = torch.where(active[..., None], systematic(log_weights, rng), stay)
     split = Split(*(_take(part, order) for part in state.split))
@@ -338,7 +345,7 @@ def _resampled(
         position=_take(state.position, order),
         log_prob=log_prob,
         gradient=gradient,
-        inverse_mass=_learnt_masses(particles, weights, active),
+        inverse_mass=_learnt_masses(particles, weights, order, active),
     )
     return state._replace(particles=particles, split=split, beta=beta)
 
@@ -358,19 +365,30 @@ def _evaluated(log_density: Bridge, state: SMCState, moving: Tensor) -> SMCState
     return state._replace(particles=particles, split=split)
 
 
-def _learnt_masses(particles: HMCState, weights: Tensor, active: Tensor) -> Tensor:
-    """Covariance of the weighted particles, or its diagonal, for ``active`` populations."""
-    before, weights = particles.inverse_mass, weights.to(particles.position)
-    centred = particles.position - (weights * particles.position).sum(-2, keepdim=True)
-    variance = (weights * centred.square()).sum(-2, keepdim=True)
-    # A coordinate in which few particles are left looks narrower than it is.
-    variance = torch.maximum(variance, 1e-4 * variances(before))
-    if isinstance(particles.variance, PooledCovariance):
-        effective = 1.0 / weights.square().sum((-2, -1))
-        kept = effective / (effective + _SHRINKAGE * centred.shape[-1])
-        variance = correlated(variance, (weights * centred).mT @ centred, kept)
-        before = before if is_dense(before) else torch.diag_embed(before[..., 0, :])
-    return torch.where(active[..., None, None], variance, before)
+def _learnt_masses(particles: HMCState, weights: Tensor, order: Tensor, active: Tensor) -> Tensor:
+    """Variances of the weighted particles, or covariances of resampled ones; if ``active``.
+
+    Each half of the particles takes its covariance from the other half. A covariance that a
+    particle had helped to fit would hold it back: the tempered law would not be left as it is.
+    """
+    position, before = particles.position, particles.inverse_mass
+    if not isinstance(particles.variance, PooledCovariance):
+        weights = weights[..., None].to(position)
+        centred = position - (weights * position).sum(-2, keepdim=True)
+        variance = (weights * centred.square()).sum(-2, keepdim=True)
+        learnt = torch.maximum(variance, _NARROWEST * before)
+        return torch.where(active[..., None, None], learnt, before)
+    halves = _take(position, order).unflatten(-2, (2, -1))
+    centred = (halves - halves.mean(-2, keepdim=True)).flip(-3)
+    if not is_dense(before):
+        before = torch.diag_embed(before).expand(*before.shape[:-2], 2, -1, -1)
+    variance = torch.maximum(
+        centred.square().mean(-2, keepdim=True), _NARROWEST * variances(before)
+    )
+    effective = 0.5 / weights.square().sum(-1, keepdim=True)
+    kept = effective / (effective + centred.shape[-1])
+    learnt = correlated(variance, centred.mT @ centred, kept)
+    return torch.where(active[..., None, None, None], learnt, before)
 
 
 def _distinct_fraction(position: Tensor, log_weights: Tensor) -> Tensor:

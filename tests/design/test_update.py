@@ -56,7 +56,13 @@ def test_what_is_near_depends_on_how_far_a_temperature_goes() -> None:
 
 @pytest.mark.parametrize(
     ("carried", "fresh", "kept"),
-    [(0.0, 0.0, "fresh"), (2.0, 0.0, "fresh"), (5.0, 0.0, "carried"), (None, None, "fresh")],
+    [
+        (0.0, 0.0, "fresh"),
+        (2.0, 0.0, "fresh"),
+        (5.0, 0.0, "carried"),
+        (None, None, "fresh"),
+        (None, 0.0, "fresh"),
+    ],
 )
 def test_far_posteriors_begin_anew_unless_their_evidence_is_lower(
     carried: float | None, fresh: float | None, kept: str
@@ -124,3 +130,26 @@ def test_a_mode_that_was_lost_is_found_again(
         loop.tell(torch.tensor([value]))
     signs = loop.posterior.draws("z").sign().mean()
     assert bool(signs < 0) == given_up
+
+
+def test_data_that_rule_out_all_particles_begin_at_the_prior() -> None:
+    """Counts, of rates that are zero where the first measurement said the particles should be."""
+
+    def counts(A: bg.operators.Operator, y: Tensor | None = None) -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Poisson(50.0 * (1.0 + A(x)).relu()).to_event(1), obs=y)
+
+    loop = Loop(
+        counts,
+        Pool(bg.operators.Matrix(torch.tensor([[1.0], [-1.0]]), (1,))),
+        acquisition=bg.design.FixedOrder([0, 1]),
+        budget=2,
+        method=SMC(particles=64, kernel="pcn"),
+        draws=64,
+    )
+    loop.ask()
+    loop.tell(torch.tensor([150.0]))
+    loop.ask()
+    with pytest.warns(RuntimeWarning, match="begins at the prior.*draws of the earlier posterior"):
+        loop.tell(torch.tensor([3.0]))
+    assert bool((loop.posterior.draws("x") < 1.0).all())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+import weakref
 from typing import Any
 
 import pyro
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 import bayesgen as bg
-from bayesgen.errors import OptionError, ResultError
+from bayesgen.errors import DtypeError, OptionError, ResultError
 from bayesgen.inference import SMC, bridge, smc
 from bayesgen.inference.bridge import Bridge
 from bayesgen.inference.checks import MethodReport, moment_report
@@ -180,6 +183,57 @@ def test_images_are_generated_once_for_both_data_sets() -> None:
     assert G.calls == 1 and path.count == 1
 
 
+class Doubling(bg.models.Generator):
+    """Of three pixels."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        return 2.0 * z
+
+
+def test_models_that_change_their_images_in_place() -> None:
+    """Neither changes those of the other, nor what the generator made of the same vector before."""
+    G = Doubling((3,), 3)
+
+    def model(count: int, y: Tensor) -> None:
+        z = pyro.sample("z", G.prior())
+        x = G(z)
+        x += 1.0
+        x[..., 0] = 0.5
+        z_ = z.clone()
+        first = G(z_)
+        z_ += 1.0
+        pyro.sample("y", dist.Normal((x + first + G(z_))[:count], SIGMA).to_event(1), obs=y)
+
+    old, new = (bg.LogDensity(model, count, torch.ones(count)) for count in (1, 3))
+    v, beta = torch.linspace(-1.0, 1.0, 12).reshape(4, 3), torch.full((4,), 0.5)
+    split = Bridge(old, new).between(v, beta)
+    (before, down), (after, up) = (density.value_and_grad(v) for density in (old, new))
+    torch.testing.assert_close(split.prior, before)
+    torch.testing.assert_close(split.prior + split.likelihood, after)
+    torch.testing.assert_close(split.prior_gradient, (down + up) / 2)
+
+
+@pytest.mark.parametrize("looking", [False, True])
+def test_earlier_models_are_let_go(looking: bool) -> None:
+    """Also if they cannot be recorded, and their graphs are no graphs."""
+
+    def given(matrix: Tensor, y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=float64), 1.0).to_event(1))
+        # Under vmap the data may be looked at, but not in a recording.
+        mean = -z @ matrix.T if looking and y.sum() > 1e9 else z @ matrix.T
+        pyro.sample("y", dist.Normal(mean, SIGMA).to_event(1), obs=y)
+
+    settings: dict[str, Any] = {"method": QUICK, "draws": 400, "progress": False}
+    posterior, seen = bg.infer(given, ROWS[:1], Y[:1], **settings), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for count in (2, 3, 4):
+            seen.append(weakref.ref(posterior.model))
+            posterior = bg.infer(given, ROWS[:count], Y[:count], start=posterior, **settings)
+    gc.collect()
+    assert [model() for model in seen] == [None] * 3
+
+
 def test_models_that_are_not_vectorised_are_bridged() -> None:
     def looking(matrix: Tensor, y: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=float64), 1.0).to_event(1))
@@ -287,6 +341,25 @@ def test_posteriors_that_do_not_fit() -> None:
     optima = infer(2, method="map", chains=4, draws=None)
     with pytest.raises(OptionError, match="got optima"):
         infer(2, optima, chains=4)
+
+
+def test_other_types_and_orders_of_sites_are_told_apart() -> None:
+    def single(matrix: Tensor, y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z @ matrix.T, SIGMA).to_event(1), obs=y)
+
+    settings: dict[str, Any] = {"method": QUICK, "chains": 4, "draws": 16, "progress": False}
+    first = bg.infer(single, ROWS.float(), Y.float(), **settings)
+    with pytest.raises(DtypeError, match=r"start: a posterior in torch.float32 on cpu; expected"):
+        infer(2, first, chains=4)
+
+    def pair(names: str, y: Tensor) -> None:
+        parts = [pyro.sample(name, dist.Normal(0.0, 1.0)) for name in names]
+        pyro.sample("y", dist.Normal(sum(parts), 1.0), obs=y)
+
+    turned = bg.infer(pair, "ab", torch.tensor(1.0), **settings)
+    with pytest.raises(OptionError, match=r"start: a posterior of sites \[\('a'"):
+        bg.infer(pair, "ba", torch.tensor(1.0), start=turned, **settings)
 
 
 def positive(y: Tensor, law: Any) -> None:
