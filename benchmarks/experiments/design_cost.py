@@ -9,8 +9,9 @@ its choices included), the other begins at the prior each time. CPU seconds are 
 the first, which both begin at the prior, left out. The error is the squared distance of the
 posterior mean from that of a reference, 1024 particles begun at the prior, over the reference's
 posterior variance, at three rounds of each image: independent draws would have 1/128 + 1/1024 =
-0.0088. A round is still when particles were weighted and not moved, and anew when they began at the
-prior after all. Deciding is the choice of the next pixels by information gain, from 128 draws.
+0.0088. Spread is the posterior variance over that of the reference. A round is still when particles
+were weighted and not moved, and anew when they began at the prior after all. Deciding is the choice
+of the next pixels by information gain, from 128 draws.
 """
 
 from __future__ import annotations
@@ -118,8 +119,9 @@ def one_run(
         entry["deciding"] = time.process_time() - clock
         if number in judged:
             reference = posterior(model, loop, 8 * PARTICLES, seed + 1000)
-            entry["carried error"] = distance(loop.posterior, reference)
-            entry["fresh error"] = distance(fresh, reference)
+            for name, found in (("carried", loop.posterior), ("fresh", fresh)):
+                entry[f"{name} error"] = distance(found, reference)
+                entry[f"{name} spread"] = variance(found) / variance(reference)
         rounds.append(entry)
     return rounds
 
@@ -142,12 +144,18 @@ def posterior(
 def distance(found: Posterior, reference: Posterior) -> float:
     """Squared error of the mean over the posterior variance."""
     error = (found.mean("x") - reference.mean("x")).square().sum()
-    return float(error / reference.std("x").square().sum())
+    return float(error) / variance(reference)
+
+
+def variance(found: Posterior) -> float:
+    """Of the image, all pixels together."""
+    return float(found.std("x").square().sum())
 
 
 def averages(entries: list[dict[str, Any]]) -> dict[str, float]:
     """Over rounds and images."""
-    names = ("carried", "fresh", "carried error", "fresh error", "still", "anew", "deciding")
+    names = ["still", "anew", "deciding", "carried", "fresh"]
+    names += [f"{arm} {what}" for arm in ("carried", "fresh") for what in ("error", "spread")]
     found = {name: [entry[name] for entry in entries if name in entry] for name in names}
     return {name: sum(values) / len(values) for name, values in found.items()}
 
@@ -155,7 +163,15 @@ def averages(entries: list[dict[str, Any]]) -> dict[str, float]:
 def tell(found: dict[str, list[dict[str, Any]]]) -> None:
     """A row for each model and order, and for the halves of its rounds."""
     header = ["model, pixels a round", "rounds", "CPU s carried", "fresh", "fresh over carried"]
-    header += ["error carried", "fresh", "still", "anew", "CPU s to decide"]
+    header += [
+        "error carried",
+        "fresh",
+        "spread carried",
+        "fresh",
+        "still",
+        "anew",
+        "CPU s to decide",
+    ]
     rows = []
     for name, entries in found.items():
         last = max(entry["round"] for entry in entries)
@@ -179,6 +195,8 @@ def cells(found: dict[str, float]) -> list[str]:
         f"{fresh / carried:.1f}",
         f"{found['carried error']:.4f}",
         f"{found['fresh error']:.4f}",
+        f"{found['carried spread']:.2f}",
+        f"{found['fresh spread']:.2f}",
         f"{found['still']:.0%}",
         f"{found['anew']:.0%}",
         f"{found['deciding']:.3f}",
