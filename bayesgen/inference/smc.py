@@ -124,8 +124,9 @@ class SMC(Population):
     Parameters
     ----------
     particles
-        Particles of each chain, or as many as there are draws, if those are more. The logarithm
-        of the evidence wants at least 512 (the default): it is biased downwards with few.
+        Particles of each chain, or as many as there are draws, if those are more; an odd number is
+        rounded up, as each half learns from the other. The logarithm of the evidence wants at least
+        512 (the default): it is biased downwards with few.
     alpha
         Effective fraction of the particles that reweighting to the next temperature leaves: 0.5
         to 0.7 is fast (default 0.7), 0.9 careful.
